@@ -1,0 +1,101 @@
+"""Hand a program and its plan to the C++ runtime."""
+
+from __future__ import annotations
+
+from edge_rt.planner import N_IO_THREADS, Plan, Planner
+from edge_rt.program import LOGITS, ROPE, X, MatrixUse, Operation, Program
+from edge_rt.runtime._runtime import Arena, File, Runtime
+
+
+def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str) -> Runtime:
+    """Build a `Runtime` that executes ``planner.program`` as ``plan`` laid it out; loads nothing."""
+    program, settings = planner.program, plan.settings
+    runtime = Runtime(
+        arena,
+        file,
+        isa=isa,
+        n_threads=settings.n_threads,
+        n_io_threads=N_IO_THREADS,
+        max_tokens=plan.pass_tokens,
+    )
+    buffers = {
+        name: runtime.add_buffer(
+            offset=plan.buffers[name], width=width, quantized=name.endswith(".q8")
+        )
+        for name, width in program.buffers.items()
+    }
+    for index, matrix in enumerate(program.matrices):
+        _add_weight(runtime, planner, plan, index, matrix)
+    for segment, operations in enumerate(program.operations):
+        for operation in operations:
+            _add_operation(runtime, plan, buffers, segment, operation)
+    _set_attention(runtime, program, plan, buffers)
+    runtime.set_embedding(
+        file_offset=program.embedding.offset,
+        format=program.embedding_format.ggml_id,
+        n_rows=program.n_vocab,
+        n_cols=program.hyper.hidden,
+        buffer=buffers[X],
+        staging_offset=plan.staging_offset,
+        staging_bytes=plan.staging_bytes,
+    )
+    runtime.set_scratch(offset=plan.scratch_offset, bytes_per_thread=plan.scratch_bytes)
+    runtime.set_hidden(hidden=buffers[X], logits=buffers[LOGITS])
+    runtime.finish(ring_offset=plan.ring_offset, ring_bytes=plan.ring_bytes)
+    return runtime
+
+
+def _add_weight(
+    runtime: Runtime, planner: Planner, plan: Plan, index: int, matrix: MatrixUse
+) -> None:
+    tiles, streamed = [], []
+    for tile in planner.tiles_of[index]:
+        offset = plan.tile_offsets.get((index, tile.row), -1)
+        tiles.append((tile.row, tile.n_rows, offset))
+        if offset < 0:
+            streamed.append((tile.file_offset, tile.n_bytes))
+    runtime.add_weight(
+        format=matrix.format.ggml_id,
+        n_rows=matrix.n_rows,
+        n_cols=matrix.n_cols,
+        segment=matrix.segment,
+        tiles=tiles,
+        streamed=streamed,
+    )
+
+
+def _add_operation(
+    runtime: Runtime, plan: Plan, buffers: dict[str, int], segment: int, operation: Operation
+) -> None:
+    runtime.add_op(
+        segment=segment,
+        kind=operation.kind,
+        src=buffers.get(operation.src, -1),
+        src2=buffers.get(operation.src2, -1),
+        dst=buffers.get(operation.dst, -1),
+        vector_offset=plan.vector_offsets.get(operation.vector, -1),
+        layer=operation.layer,
+        value=operation.value,
+        parts=[
+            (part.matrix, buffers[part.src], buffers[part.dst], part.accumulate)
+            for part in operation.parts
+        ],
+    )
+
+
+def _set_attention(
+    runtime: Runtime, program: Program, plan: Plan, buffers: dict[str, int]
+) -> None:
+    hyper = program.hyper
+    runtime.set_attention(
+        n_layers=hyper.n_layers,
+        n_heads=hyper.n_heads,
+        n_kv_heads=hyper.n_kv_heads,
+        head_dim=hyper.head_dim,
+        n_ctx=plan.settings.ctx,
+        half=plan.settings.kv_half,
+        rope_halves=program.architecture.rope_pairs == "halves",
+        rope_frequencies=program.rope_frequencies,
+        rope_table=buffers[ROPE],
+        kv_offset=plan.kv_offset,
+    )

@@ -1,0 +1,476 @@
+"""The engine: one model, one budget, one conversation's KV cache."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edge_rt import budget, generation
+from edge_rt.assemble import assemble
+from edge_rt.chat_template import ChatTemplate
+from edge_rt.demo import demo_path
+from edge_rt.errors import BudgetError, EdgeRTError, ModelError, StorageError, UsageError
+from edge_rt.generation import Completion
+from edge_rt.loaders.gguf import GGUFFile, TensorInfo
+from edge_rt.planner import Plan, Planner, Settings, default_threads
+from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
+from edge_rt.program import HEAD, LAYERS, build_program
+from edge_rt.runtime._runtime import Arena, File, Runtime, Sampler, isa_name
+from edge_rt.sampling import Sampling
+from edge_rt.sizes import MIB, align_up, format_size, parse_size
+from edge_rt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Progress = Callable[[int, int], object]
+_DEFAULT_CTX = 4096
+
+
+def open_planner(model: str | os.PathLike[str] | None) -> tuple[GGUFFile, Planner, File]:
+    """Open a model (None: the demo model), check its directory and get ready to plan."""
+    path = os.fspath(model) if model is not None else str(demo_path())
+    source = GGUFFile.open(path)
+    try:
+        file = File(path)
+    except OSError as error:
+        raise StorageError(str(error)) from error
+
+    def read_floats(tensor: TensorInfo) -> bytes:
+        with open(path, "rb") as plain:
+            return os.pread(plain.fileno(), tensor.n_bytes, tensor.offset)
+
+    return source, Planner(source, build_program(source, read_floats), file.alignment), file
+
+
+def make_settings(
+    planner: Planner,
+    ram: str | int | None,
+    ctx: int | None = None,
+    threads: int | None = None,
+    kv: str = "f16",
+    weight_cap: str | int | None = None,
+) -> Settings:
+    """Check a user's choices and fill in the defaults; raises `UsageError`."""
+    trained = planner.program.hyper.n_ctx_train
+    if ctx is None:
+        ctx = min(_DEFAULT_CTX, trained)
+    if not 1 <= ctx <= trained:
+        raise UsageError(f"ctx is {ctx}: this model works with 1 to {trained} tokens")
+    if kv not in ("f16", "f32"):
+        raise UsageError(f"kv is {kv!r}: it must be f16 or f32")
+    if threads is not None and not 1 <= threads <= 64:
+        raise UsageError(f"threads is {threads}: it must be between 1 and 64")
+    return Settings(
+        budget=parse_size(ram) if ram is not None else available_bytes() * 9 // 10,
+        ctx=ctx,
+        n_threads=threads or default_threads(),
+        kv_half=kv == "f16",
+        weight_cap=None if weight_cap is None else _parse_cap(weight_cap),
+    )
+
+
+def _parse_cap(text: str | int) -> int:
+    return 0 if text in (0, "0") else parse_size(text)
+
+
+class Engine:
+    """Runs one model inside a hard memory budget for the whole process.
+
+    ``ram``: what the process may hold, e.g. ``"1.5GiB"`` (None: nine tenths of what is free).
+    ``ctx``: positions of the KV cache. ``kv``: its elements, ``"f16"`` or ``"f32"``. ``weight_cap``
+    lowers residency below what the budget allows. ``progress(done, total)`` is called while loading.
+
+    Raises `BudgetError` before anything is loaded if the budget cannot hold the model, `ModelError`
+    for files that are damaged or not supported, `UsageError` for impossible settings and
+    `StorageError` when reading fails. One thread at a time; a second one is refused.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        ram: str | int | None = None,
+        *,
+        ctx: int | None = None,
+        threads: int | None = None,
+        kv: str = "f16",
+        io: str = "auto",
+        weight_cap: str | int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if io not in ("auto", "pread"):
+            raise UsageError(f"io is {io!r}: this build has auto and pread")
+        started = time.perf_counter()
+        self._lock = threading.Lock()
+        self._runtime: Runtime | None = None
+        self._arena: Arena | None = None
+        self._progress = progress
+        self._isa = _isa()
+        self.source, self._planner, self._file = open_planner(model)
+        self._settings = make_settings(self._planner, ram, ctx, threads, kv, weight_cap)
+        self._plan = self._planner.plan(self._settings)
+        self._plan.require_fit(os.path.basename(self.source.path))
+        self.tokenizer = Tokenizer.from_gguf(self.source)
+        if self.tokenizer.n_vocab > self.n_vocab:
+            raise ModelError(
+                f"the tokenizer has {self.tokenizer.n_vocab} tokens, the embedding {self.n_vocab}"
+            )
+        self._charge_baseline()
+        self._history: list[int] = []
+        self._template: ChatTemplate | None = None
+        self._start()
+        self.load_s = time.perf_counter() - started
+
+    # -- life cycle -----------------------------------------------------------------------------
+
+    def _charge_baseline(self) -> None:
+        """What the process holds before the arena exists counts, whoever allocated it."""
+        measured = resident_bytes()
+        declared = self._plan.roles["interpreter"] + self._plan.roles["tokenizer"]
+        if measured > declared:
+            interpreter = align_up(measured - self._plan.roles["tokenizer"], MIB)
+            self._settings = replace(self._settings, measured_interpreter=interpreter)
+            self._plan = self._planner.plan(self._settings)
+            self._plan.require_fit(
+                f"{os.path.basename(self.source.path)} in a process that already holds "
+                f"{format_size(measured)}"
+            )
+
+    def _start(self) -> None:
+        """Make the arena as planned and load the resident weights; keeps the KV cache."""
+        plan = self._plan
+        self._runtime = None  # its threads end before its memory changes
+        try:
+            if self._arena is None:
+                self._arena = Arena(plan.arena_bytes)
+            else:
+                self._arena.resize(plan.arena_bytes, kept=plan.kv_bytes)
+            runtime = assemble(self._planner, plan, self._arena, self._file, self._isa)
+            runtime.load(
+                [(run.file_offset, run.n_bytes, run.arena_offset) for run in plan.runs],
+                self._progress,
+            )
+        except BaseException as error:
+            self._arena = None
+            raise _as_ours(error) from error
+        self._runtime = runtime
+
+    def close(self) -> None:
+        """Give all memory back. Closing twice does nothing."""
+        self._runtime = None
+        self._arena = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def resize(self, ram: str | int) -> None:
+        """Change the budget between requests; the KV cache stays, so the conversation goes on.
+
+        Raises `BudgetError`, with everything as it was, if the new budget is below the floor.
+        """
+        with self._exclusive():
+            self._replan(replace(self._settings, budget=parse_size(ram)))
+
+    def _replan(self, settings: Settings) -> None:
+        plan = self._planner.plan(settings)
+        plan.require_fit(os.path.basename(self.source.path))
+        self._settings, self._plan = settings, plan
+        self._start()
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    @property
+    def ctx(self) -> int:
+        """Positions of the KV cache."""
+        return self._settings.ctx
+
+    @property
+    def plan(self) -> Plan:
+        """The decision in force."""
+        return self._plan
+
+    @property
+    def n_vocab(self) -> int:
+        return self._planner.program.n_vocab
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes: ``roles``, their sum ``planned``, ``budget``, ``floor``, ``held`` now and ``peak``."""
+        roles = dict(self._plan.roles)
+        return {
+            "budget": self._settings.budget,
+            "floor": self._plan.floor_bytes,
+            "planned": sum(roles.values()),
+            "held": resident_bytes(),
+            "peak": peak_resident_bytes(),
+            "roles": roles,
+        }
+
+    def stats(self) -> dict[str, int]:
+        """Counters since the last (re)start: passes, tokens, flash bytes and requests, times in ns."""
+        return self._running().stats()
+
+    # -- passes ---------------------------------------------------------------------------------
+
+    def _exclusive(self) -> _Exclusive:
+        return _Exclusive(self._lock)
+
+    def _running(self) -> Runtime:
+        if self._runtime is None:
+            raise UsageError("the engine is closed")
+        return self._runtime
+
+    def forget(self) -> None:
+        """Drop the conversation: the next request starts with an empty KV cache."""
+        self._history.clear()
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Bring the KV cache to ``tokens`` (reusing their common prefix with what it holds), so that
+        `sample` and the logits row 0 stand for what follows the last of them."""
+        runtime = self._running()
+        if not 1 <= len(tokens) <= self.ctx:
+            raise UsageError(f"{len(tokens)} tokens do not fit a context of {self.ctx}")
+        same = 0
+        for ours, theirs in zip(self._history, tokens[:-1], strict=False):
+            if ours != theirs:
+                break
+            same += 1
+        del self._history[same:]
+        step = self._plan.pass_tokens
+        starts = range(same, len(tokens), step)
+        runtime.plan([LAYERS] * len(starts) + [HEAD])
+        for start in starts:
+            part = list(tokens[start : start + step])
+            with _translated():
+                runtime.run(part, start, with_head=start + step >= len(tokens))
+            self._history.extend(part)
+
+    def decode(self, token: int) -> None:
+        """One step: append ``token``; logits row 0 stands for what follows it."""
+        runtime = self._running()
+        if len(self._history) >= self.ctx:
+            raise UsageError(f"the context of {self.ctx} tokens is full")
+        runtime.plan([LAYERS, HEAD])
+        with _translated():
+            runtime.run([token], len(self._history), with_head=True)
+        self._history.append(token)
+
+    def score_rows(self, tokens: Sequence[int], first: int) -> Iterator[tuple[int, int]]:
+        """Run ``tokens`` from an empty context; yield (index, logits row) for every index >= ``first``.
+
+        The row is valid until the iterator goes on.
+        """
+        runtime = self._running()
+        if not 1 <= len(tokens) <= self.ctx:
+            raise UsageError(f"{len(tokens)} tokens do not fit a context of {self.ctx}")
+        self._history.clear()
+        step, n_rows = self._plan.pass_tokens, self._plan.logit_rows
+        work = []
+        for start in range(0, len(tokens), step):
+            end = min(start + step, len(tokens))
+            heads = [
+                (row, min(n_rows, end - row)) for row in range(max(start, first), end, n_rows)
+            ]
+            work.append((start, end, heads))
+        runtime.plan([s for _, _, heads in work for s in [LAYERS] + [HEAD] * len(heads)])
+        for start, end, heads in work:
+            part = list(tokens[start:end])
+            with _translated():
+                runtime.run(part, start, with_head=False)
+            self._history.extend(part)
+            for row, count in heads:
+                with _translated():
+                    runtime.run_head(row - start, count)
+                for offset in range(count):
+                    yield row + offset, offset
+
+    def negative_log_likelihood(self, row: int, target: int) -> float:
+        """-ln p(target) of a logits row that `score_rows` just yielded."""
+        return self._running().negative_log_likelihood(row, target)
+
+    def logits_bytes(self, row: int = 0) -> bytes:
+        """The float32 logits of a row as bytes (little-endian where we run)."""
+        return self._running().logits_bytes(row)
+
+    def sample(self, sampler: Sampler, sampling: Sampling, history: Sequence[int]) -> int:
+        """Draw the next token from logits row 0, which is changed by it."""
+        assert self._arena is not None
+        window = sampling.penalty_window
+        return self._running().sample(
+            sampler,
+            sampling.options(),
+            list(history[-window:]) if window else [],
+            list(sampling.logit_bias.items()),
+            self._arena,
+            self._plan.candidates_offset,
+        )
+
+    # -- requests -------------------------------------------------------------------------------
+
+    def encode_prompt(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of a prompt, with BOS where the model wants it."""
+        tokens = self.tokenizer.encode(text, special=special)
+        bos = self.tokenizer.bos_id
+        if self.tokenizer.add_bos and bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def generate(
+        self, prompt: str | Sequence[int], max_tokens: int = 128, **sampling: Any
+    ) -> Completion:
+        """Continue raw text (or token ids). Keyword arguments are those of `Sampling`."""
+        return generation.collect(self.stream(prompt, max_tokens, **sampling))
+
+    def stream(
+        self, prompt: str | Sequence[int], max_tokens: int = 128, **sampling: Any
+    ) -> generation.Stream:
+        """Like `generate`, but an iterator over pieces of text; ``.completion`` is set at its end."""
+        tokens = self.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
+        return generation.Stream(self, tokens, max_tokens, generation.sampling_from(sampling))
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int = 512,
+        tools: Sequence[Any] | None = None,
+        **sampling: Any,
+    ) -> generation.Stream:
+        """Answer a conversation: an iterator over pieces of the assistant's text.
+
+        ``messages`` as in ``[{"role": "user", "content": "hi"}]``, through the model's own template.
+        """
+        text = self.template().render(messages, add_generation_prompt=True, tools=tools)
+        # The template writes BOS itself where the model wants it.
+        tokens = self.tokenizer.encode(text, special=True)
+        return generation.Stream(self, tokens, max_tokens, generation.sampling_from(sampling))
+
+    def template(self) -> ChatTemplate:
+        """The model's chat template; raises `UsageError` if the file has none."""
+        if self._template is None:
+            text = self.source.get_str("tokenizer.chat_template", "")
+            if not text:
+                raise UsageError("this model has no chat template: use generate with raw text")
+            self._template = ChatTemplate(
+                text,
+                bos_token=self._token_text(self.tokenizer.bos_id),
+                eos_token=self._token_text(self.source.get_int("tokenizer.ggml.eos_token_id", -1)),
+            )
+        return self._template
+
+    def _token_text(self, token: int | None) -> str:
+        return "" if token is None or token < 0 else self.tokenizer.token_text(token)
+
+    def iter_logits(self, tokens: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
+        """Teacher-forced: yield the float32 logits (n_vocab,) after each of ``tokens``.
+
+        Starts from an empty context. NumPy's import and one row are charged to the budget.
+        """
+        self._reserve(4 * self.n_vocab)
+        import numpy
+
+        with self._exclusive():
+            for _, row in self.score_rows(tokens, 0):
+                out = numpy.empty(self.n_vocab, numpy.float32)
+                self._running().copy_logits(row, out)
+                yield out
+
+    def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Teacher-forced logits (len(tokens), n_vocab), float32, charged to the budget while alive."""
+        n_bytes = 4 * len(tokens) * self.n_vocab
+        self._reserve(n_bytes)
+        import numpy
+
+        result = numpy.empty((len(tokens), self.n_vocab), numpy.float32)
+        with self._exclusive():
+            for index, row in self.score_rows(tokens, 0):
+                self._running().copy_logits(row, result[index])
+        weakref.finalize(result, _release, weakref.ref(self), n_bytes)
+        return result
+
+    def _reserve(self, n_bytes: int) -> None:
+        """Make room for results that the caller will hold; residency shrinks if it must."""
+        import sys
+
+        if "numpy" not in sys.modules:
+            n_bytes += budget.NUMPY_BYTES
+        settings = replace(self._settings, reserved=self._settings.reserved + n_bytes)
+        planned = sum(self._plan.roles.values())
+        with self._exclusive():
+            if planned + n_bytes <= self._settings.budget:
+                self._settings = settings
+                self._plan.roles["interpreter"] += n_bytes
+                return
+            try:
+                self._replan(settings)
+            except BudgetError as error:
+                raise BudgetError(
+                    f"{format_size(n_bytes)} of logits do not fit the budget: {error}; "
+                    "iter_logits yields them row by row"
+                ) from None
+
+
+def _release(engine: weakref.ref[Engine], n_bytes: int) -> None:
+    alive = engine()
+    if alive is not None:
+        alive._settings = replace(alive._settings, reserved=alive._settings.reserved - n_bytes)
+        alive._plan.roles["interpreter"] -= n_bytes
+
+
+class _Exclusive:
+    """Holds the engine's lock, or says clearly that another thread does."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise UsageError("the engine is busy with another request")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class _translated:
+    """Turns the C++ reader's errors into ours."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, OSError) and not isinstance(error, EdgeRTError):
+            raise StorageError(str(error)) from error
+
+
+def _as_ours(error: BaseException) -> BaseException:
+    if isinstance(error, OSError) and not isinstance(error, EdgeRTError):
+        return StorageError(str(error))
+    if type(error) is MemoryError:
+        return BudgetError("the system refused the memory that the budget allows")
+    return error
+
+
+def _isa() -> str:
+    wanted = os.environ.get("EDGE_RT_ISA", "auto")
+    try:
+        return isa_name(wanted)
+    except ValueError as error:
+        raise UsageError(f"EDGE_RT_ISA: {error}") from None

@@ -1,0 +1,37 @@
+"""Every error a user can cause or meet, one class per exit code of the command line."""
+
+from __future__ import annotations
+
+
+class EdgeRTError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(EdgeRTError, ValueError):
+    """The request itself is wrong: a bad option, a missing file, a prompt longer than ctx."""
+
+    exit_code = 2
+
+
+class BudgetError(EdgeRTError, MemoryError):
+    """The budget cannot hold the model; ``plan`` carries the arithmetic as ``plan --json`` prints it."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, plan: dict[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.plan = plan or {}
+
+
+class ModelError(EdgeRTError, ValueError):
+    """A model file is damaged, hostile, or of a kind that is not supported."""
+
+    exit_code = 4
+
+
+class StorageError(EdgeRTError, OSError):
+    """A drive or the network failed."""
+
+    exit_code = 5

@@ -1,0 +1,19 @@
+"""The architectures that run, one declarative file each."""
+
+from __future__ import annotations
+
+from edge_rt.errors import ModelError
+from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.models import llama
+from edge_rt.models.description import Architecture
+
+ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (llama.ARCHITECTURE,)}
+
+
+def architecture_of(source: GGUFFile) -> Architecture:
+    """Return the description of the model in ``source``; raises `ModelError` for unknown ones."""
+    name = source.get_str("general.architecture")
+    if name not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise ModelError(f"architecture {name[:80]!r} is not supported (supported: {known})")
+    return ARCHITECTURES[name]

@@ -1,0 +1,351 @@
+"""What is where for a budget: the arithmetic before anything is loaded.
+
+The budget is split into roles. Everything but resident weights is fixed by the model, the context and
+the pass size; what is left holds as many weight tiles as fit, spread evenly over the layers, and the
+rest streams through a ring. All of it lies in one arena whose layout is decided here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edge_rt import budget
+from edge_rt.errors import BudgetError
+from edge_rt.loaders.gguf import GGUFFile, TensorInfo
+from edge_rt.program import HEAD, LOGITS, MatrixUse, Program
+from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
+
+MIN_PASS_TOKENS = 16
+MAX_PASS_TOKENS = 256
+MIN_LOGIT_ROWS = 4
+N_IO_THREADS = 4
+_MIN_RING_TILES = 4
+_MAX_RING_BYTES = 32 * MIB
+_BIG_MODEL_BYTES = 512 * MIB  # tiles of bigger models are 512 KiB, of smaller ones 128 KiB
+_CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows ``row .. row + n_rows`` of a matrix: the unit of residency, contiguous in the file."""
+
+    matrix: int
+    row: int
+    n_rows: int
+    file_offset: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose. Sizes in bytes; ``weight_cap`` None: no cap."""
+
+    budget: int
+    ctx: int
+    n_threads: int
+    kv_half: bool = True
+    weight_cap: int | None = None
+    reserved: int = 0  # held by the caller on top: results of `logits`, for one
+    measured_interpreter: int = 0  # what the process holds besides us, when it is known
+
+
+@dataclass(frozen=True)
+class Run:
+    """A contiguous extent of the file that stays resident at ``arena_offset``."""
+
+    file_offset: int
+    n_bytes: int
+    arena_offset: int
+
+
+@dataclass
+class Plan:
+    """One decision. Arena offsets are bytes from its start; ``buffers`` maps names to offsets."""
+
+    settings: Settings
+    fits: bool
+    floor_bytes: int
+    roles: dict[str, int]
+    pass_tokens: int = MIN_PASS_TOKENS
+    logit_rows: int = MIN_LOGIT_ROWS
+    arena_bytes: int = 0
+    kv_offset: int = 0
+    kv_bytes: int = 0
+    buffers: dict[str, int] = field(default_factory=dict)
+    scratch_offset: int = 0
+    scratch_bytes: int = 0
+    candidates_offset: int = 0
+    staging_offset: int = 0
+    staging_bytes: int = 0
+    ring_offset: int = 0
+    ring_bytes: int = 0
+    runs: list[Run] = field(default_factory=list)
+    tile_offsets: dict[tuple[int, int], int] = field(default_factory=dict)  # (matrix, row) -> arena
+    vector_offsets: dict[str, int] = field(default_factory=dict)
+    resident_bytes: int = 0  # of tiles, without padding
+    streamed_bytes: int = 0  # requested per pass with the head, padding included
+
+    def require_fit(self, what: str) -> None:
+        """Raise `BudgetError` with the arithmetic unless the plan fits its budget."""
+        if self.fits:
+            return
+        rows = "".join(f"\n  {name:<12}{format_size(n):>12}" for name, n in self.roles.items())
+        floor = self.floor_bytes
+        raise BudgetError(
+            f"{what} does not fit {format_size(self.settings.budget)} with "
+            f"--ctx {self.settings.ctx}: the least it needs is{rows}\n"
+            f"the smallest budget that works is --ram {floor // MIB}MiB ({floor} bytes)",
+        )
+
+
+class Planner:
+    """Plans one model: ``alignment`` is that of direct reads of its file."""
+
+    def __init__(self, source: GGUFFile, program: Program, alignment: int) -> None:
+        self.program = program
+        self.alignment = alignment
+        self.tokenizer_peak, self.tokenizer_steady = budget.tokenizer_bytes(source)
+        total = sum(m.tensor.n_bytes for m in program.matrices)
+        self.tile_bytes = (512 if total > _BIG_MODEL_BYTES else 128) * KIB
+        self.tiles: list[list[Tile]] = [[], []]  # by segment, in the order of use
+        self.tiles_of: list[list[Tile]] = []  # by matrix, rows ascending
+        for index, matrix in enumerate(program.matrices):
+            self.tiles_of.append(self._cut(index, matrix))
+            self.tiles[matrix.segment].extend(self.tiles_of[-1])
+        self.weight_bytes = sum(self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles())
+
+    def _cut(self, index: int, matrix: MatrixUse) -> list[Tile]:
+        rows = max(8, self.tile_bytes // matrix.row_bytes // 8 * 8)
+        return [
+            Tile(
+                matrix=index,
+                row=row,
+                n_rows=min(rows, matrix.n_rows - row),
+                file_offset=matrix.tensor.offset + row * matrix.row_bytes,
+                n_bytes=min(rows, matrix.n_rows - row) * matrix.row_bytes,
+            )
+            for row in range(0, matrix.n_rows, rows)
+        ]
+
+    def _all_tiles(self) -> list[Tile]:
+        return self.tiles[0] + self.tiles[1]
+
+    def _charge(self, file_offset: int, n_bytes: int) -> int:
+        """Bytes of the aligned extent that a direct read of the payload needs."""
+        start = file_offset // self.alignment * self.alignment
+        return align_up(file_offset + n_bytes, self.alignment) - start
+
+    # -- sizes of the fixed roles ---------------------------------------------------------------
+
+    def _buffer_bytes(self, name: str, pass_tokens: int, logit_rows: int) -> int:
+        width = self.program.buffers[name]
+        if name == LOGITS:
+            return logit_rows * width * 4
+        if name.endswith(".q8"):  # codes, then a float scale and an int32 sum per 32 columns
+            return pass_tokens * (width + width // 32 * 8)
+        return pass_tokens * width * 4
+
+    def _scratch_bytes(self) -> int:
+        from edge_rt.runtime._runtime import matmul_scratch_bytes
+
+        widest = max(m.n_cols for m in self.program.matrices)
+        return align_up(matmul_scratch_bytes(widest), 64)
+
+    def _staging_bytes(self) -> int:
+        row = self.program.embedding_format.row_bytes(self.program.embedding.shape[1])
+        return align_up(row, self.alignment) + self.alignment
+
+    def _activation_bytes(self, settings: Settings, pass_tokens: int, logit_rows: int) -> int:
+        buffers = sum(
+            align_up(self._buffer_bytes(name, pass_tokens, logit_rows), 64)
+            for name in self.program.buffers
+        )
+        scratch = self._scratch_bytes() * settings.n_threads
+        candidates = align_up(self.program.n_vocab * _CANDIDATE_BYTES, 64)
+        return align_up(buffers + scratch + candidates, PAGE)
+
+    def _kv_bytes(self, settings: Settings) -> int:
+        per_token = self.program.kv_bytes_per_token(2 if settings.kv_half else 4)
+        return align_up(per_token * settings.ctx, PAGE)
+
+    def _vector_bytes(self) -> int:
+        return sum(
+            align_up(self._charge(v.offset, v.n_bytes), PAGE if self.alignment > PAGE else 512)
+            for v in self.program.vectors.values()
+        )
+
+    def _min_ring_bytes(self) -> int:
+        largest = max(self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles())
+        return align_up(_MIN_RING_TILES * largest, PAGE)
+
+    def _fixed_roles(
+        self, settings: Settings, pass_tokens: int, logit_rows: int, ring: int
+    ) -> dict[str, int]:
+        threads = (
+            settings.n_threads * budget.COMPUTE_THREAD_BYTES
+            + N_IO_THREADS * budget.READ_THREAD_BYTES
+        )
+        interpreter = max(budget.INTERPRETER_BYTES, settings.measured_interpreter)
+        return {
+            "interpreter": interpreter + settings.reserved,
+            "tokenizer": self.tokenizer_steady,
+            "weights": align_up(self._vector_bytes(), PAGE),
+            "ring": ring,
+            "kv": self._kv_bytes(settings),
+            "activations": self._activation_bytes(settings, pass_tokens, logit_rows),
+            "io": align_up(pass_tokens * self._staging_bytes(), PAGE) + threads,
+            "kernel": budget.KERNEL_BASE_BYTES,
+            "slack": budget.SLACK_BYTES,
+        }
+
+    # -- planning -------------------------------------------------------------------------------
+
+    def _with_page_tables(self, roles: dict[str, int]) -> dict[str, int]:
+        arena = sum(roles[name] for name in ("weights", "ring", "kv", "activations", "io"))
+        return roles | {"kernel": budget.kernel_bytes(arena)}
+
+    def floor(self, settings: Settings) -> tuple[int, dict[str, int]]:
+        """The smallest budget that works, and its roles: the larger of start-up and running."""
+        ring = self._min_ring_bytes()
+        roles = self._with_page_tables(
+            self._fixed_roles(settings, MIN_PASS_TOKENS, MIN_LOGIT_ROWS, ring)
+        )
+        building = roles["interpreter"] + self.tokenizer_peak + budget.KERNEL_BASE_BYTES
+        return align_up(max(sum(roles.values()), building), MIB), roles
+
+    def plan(self, settings: Settings) -> Plan:
+        """Decide for ``settings``; the plan says itself whether it fits."""
+        floor, least = self.floor(settings)
+        limit = settings.budget // PAGE * PAGE
+        if limit < floor:
+            return Plan(settings, fits=False, floor_bytes=floor, roles=least)
+        pass_tokens, logit_rows, ring = self._pass_sizes(settings, limit - sum(least.values()))
+        fixed = self._fixed_roles(settings, pass_tokens, logit_rows, ring)
+        # Page tables grow with the arena: 1/512 of what the weights may have pays for them.
+        left = limit - sum(self._with_page_tables(fixed).values())
+        room = max(0, left - left // 256)
+        if settings.weight_cap is not None:
+            room = min(room, settings.weight_cap)
+        resident = self._choose(room)
+        if len(resident) == sum(map(len, self.tiles)):
+            fixed["ring"] = ring = 0
+        plan = Plan(settings, True, floor, fixed, pass_tokens, logit_rows, ring_bytes=ring)
+        self._lay_out(plan, resident)
+        return plan
+
+    def _pass_sizes(self, settings: Settings, spare: int) -> tuple[int, int, int]:
+        """Tokens per pass, logit rows and ring bytes: each gets a few percent of what is spare."""
+        pass_tokens, logit_rows, ring = MIN_PASS_TOKENS, MIN_LOGIT_ROWS, self._min_ring_bytes()
+        base = self._activation_bytes(settings, pass_tokens, logit_rows)
+        while pass_tokens < min(MAX_PASS_TOKENS, settings.ctx):
+            more = self._activation_bytes(settings, pass_tokens * 2, logit_rows) - base
+            if more + pass_tokens * self._staging_bytes() > spare // 16:
+                break
+            pass_tokens *= 2
+        while logit_rows < pass_tokens and logit_rows * 2 * self.program.n_vocab * 4 < spare // 32:
+            logit_rows *= 2
+        ring = max(ring, min(_MAX_RING_BYTES, align_up(spare // 16, PAGE)))
+        return pass_tokens, logit_rows, ring
+
+    def _choose(self, room: int) -> set[Tile]:
+        """The largest evenly spread set of tiles whose aligned extents fit ``room`` bytes."""
+        if self._resident_charge(set(self._all_tiles())) <= room:
+            return set(self._all_tiles())
+        low, high = 0.0, min(1.0, 1.05 * room / max(1, self.weight_bytes))
+        best: set[Tile] = set()
+        for _ in range(12):
+            middle = (low + high) / 2
+            chosen = self._spread(middle)
+            if self._resident_charge(chosen) <= room:
+                low, best = middle, chosen
+            else:
+                high = middle
+        return best
+
+    def _spread(self, fraction: float) -> set[Tile]:
+        """Take ``fraction`` of the bytes by error diffusion, so that reads never come in a lump."""
+        chosen, due = set(), 0.0
+        for tile in self._all_tiles():
+            due += fraction * tile.n_bytes
+            if due >= tile.n_bytes:
+                chosen.add(tile)
+                due -= tile.n_bytes
+        return chosen
+
+    def _merged(self, tiles: set[Tile]) -> list[list[Tile]]:
+        """Tiles that follow each other in the file, as runs that are read and kept as one."""
+        runs: list[list[Tile]] = []
+        for tile in sorted(tiles, key=lambda t: t.file_offset):
+            if runs and runs[-1][-1].file_offset + runs[-1][-1].n_bytes == tile.file_offset:
+                runs[-1].append(tile)
+            else:
+                runs.append([tile])
+        return runs
+
+    def _run_extent(self, run: list[Tile]) -> tuple[int, int]:
+        start = run[0].file_offset
+        return start, run[-1].file_offset + run[-1].n_bytes - start
+
+    def _resident_charge(self, tiles: set[Tile]) -> int:
+        return sum(self._charge(*self._run_extent(run)) for run in self._merged(tiles))
+
+    def _lay_out(self, plan: Plan, resident: set[Tile]) -> None:
+        """Give everything its place: the KV cache first, because it survives a resize."""
+        settings, at = plan.settings, 0
+
+        def take(n_bytes: int, alignment: int) -> int:
+            nonlocal at
+            start = align_up(at, alignment)
+            at = start + n_bytes
+            return start
+
+        grid = max(PAGE, self.alignment)
+        plan.kv_bytes = self._kv_bytes(settings)
+        plan.kv_offset = take(plan.kv_bytes, PAGE)
+        for name in self.program.buffers:
+            n_bytes = self._buffer_bytes(name, plan.pass_tokens, plan.logit_rows)
+            plan.buffers[name] = take(n_bytes, 64)
+        plan.scratch_bytes = self._scratch_bytes()
+        plan.scratch_offset = take(plan.scratch_bytes * settings.n_threads, 64)
+        plan.candidates_offset = take(self.program.n_vocab * _CANDIDATE_BYTES, 64)
+        plan.staging_bytes = self._staging_bytes()
+        plan.staging_offset = take(plan.pass_tokens * plan.staging_bytes, grid)
+        plan.ring_offset = take(plan.ring_bytes, grid)
+        weights_start = align_up(at, grid)
+        for name, vector in self.program.vectors.items():
+            plan.vector_offsets[name] = self._place(plan, vector, take)
+        for run in self._merged(resident):
+            start, n_bytes = self._run_extent(run)
+            first = take(self._charge(start, n_bytes), self.alignment) + start % self.alignment
+            plan.runs.append(Run(start, n_bytes, first))
+            for tile in run:
+                plan.tile_offsets[tile.matrix, tile.row] = first + tile.file_offset - start
+        plan.arena_bytes = align_up(at, PAGE)
+        plan.roles["weights"] = align_up(at - weights_start, PAGE)
+        plan.roles["kernel"] = budget.kernel_bytes(plan.arena_bytes)
+        plan.resident_bytes = sum(tile.n_bytes for tile in resident)
+        plan.streamed_bytes = sum(
+            self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles() if t not in resident
+        )
+
+    def _place(self, plan: Plan, vector: TensorInfo, take: Callable[[int, int], int]) -> int:
+        n_bytes = self._charge(vector.offset, vector.n_bytes)
+        lead = vector.offset % self.alignment
+        first = take(n_bytes, self.alignment) + lead
+        plan.runs.append(Run(vector.offset, vector.n_bytes, first))
+        return first
+
+    def streamed(self, plan: Plan, segment: int) -> list[Tile]:
+        """The tiles of ``segment`` that are not resident, in the order of use."""
+        return [t for t in self.tiles[segment] if (t.matrix, t.row) not in plan.tile_offsets]
+
+    @property
+    def head_bytes(self) -> int:
+        return sum(t.n_bytes for t in self.tiles[HEAD])
+
+
+def default_threads() -> int:
+    """The cores this process may run on."""
+    return max(1, min(64, len(os.sched_getaffinity(0))))

@@ -1,0 +1,1 @@
+"""The C++ runtime; see ``_runtime.pyi`` for what it offers."""

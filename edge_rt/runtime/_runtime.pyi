@@ -1,0 +1,118 @@
+from collections.abc import Callable, Sequence
+from typing import Any
+
+class IoError(OSError): ...
+
+class Arena:
+    def __init__(self, bytes: int) -> None: ...
+    @property
+    def size(self) -> int: ...
+    def resize(self, bytes: int, kept: int) -> None: ...
+
+class File:
+    def __init__(self, path: str, direct: bool = True) -> None: ...
+    @property
+    def direct(self) -> bool: ...
+    @property
+    def alignment(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+class SamplerOptions:
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    def __init__(self) -> None: ...
+
+class Sampler:
+    def __init__(self, seed: int) -> None: ...
+
+class Runtime:
+    def __init__(
+        self,
+        arena: Arena,
+        file: File,
+        isa: str,
+        n_threads: int,
+        n_io_threads: int,
+        max_tokens: int,
+    ) -> None: ...
+    def add_buffer(self, offset: int, width: int, quantized: bool) -> int: ...
+    def add_weight(
+        self,
+        format: int,
+        n_rows: int,
+        n_cols: int,
+        segment: int,
+        tiles: Sequence[tuple[int, int, int]],
+        streamed: Sequence[tuple[int, int]],
+    ) -> int: ...
+    def add_op(
+        self,
+        segment: int,
+        kind: str,
+        src: int = -1,
+        src2: int = -1,
+        dst: int = -1,
+        vector_offset: int = -1,
+        layer: int = -1,
+        value: float = 0.0,
+        parts: Sequence[tuple[int, int, int, bool]] = [],
+    ) -> None: ...
+    def set_attention(
+        self,
+        n_layers: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        n_ctx: int,
+        half: bool,
+        rope_halves: bool,
+        rope_frequencies: Sequence[float],
+        rope_table: int,
+        kv_offset: int,
+    ) -> None: ...
+    def set_embedding(
+        self,
+        file_offset: int,
+        format: int,
+        n_rows: int,
+        n_cols: int,
+        buffer: int,
+        staging_offset: int,
+        staging_bytes: int,
+    ) -> None: ...
+    def set_scratch(self, offset: int, bytes_per_thread: int) -> None: ...
+    def set_hidden(self, hidden: int, logits: int) -> None: ...
+    def finish(self, ring_offset: int, ring_bytes: int) -> None: ...
+    def load(
+        self, runs: Sequence[tuple[int, int, int]], progress: Callable[[int, int], object] | None
+    ) -> None: ...
+    def plan(self, segments: Sequence[int]) -> None: ...
+    def run(self, tokens: Sequence[int], position: int, with_head: bool) -> None: ...
+    def run_head(self, first: int, n_rows: int) -> None: ...
+    def copy_logits(self, row: int, out: Any) -> None: ...
+    def logits_bytes(self, row: int) -> bytes: ...
+    def negative_log_likelihood(self, row: int, target: int) -> float: ...
+    def sample(
+        self,
+        sampler: Sampler,
+        options: SamplerOptions,
+        history: Sequence[int],
+        bias: Sequence[tuple[int, float]],
+        arena: Arena,
+        scratch_offset: int,
+    ) -> int: ...
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    def stats(self) -> dict[str, int]: ...
+
+def matmul_scratch_bytes(n_cols: int) -> int: ...
+def isa_name(isa: str) -> str: ...
+def malloc_trim() -> None: ...

@@ -1,0 +1,28 @@
+// The one region of memory that weights, KV cache, activations and staging buffers live in.
+#pragma once
+
+#include <cstddef>
+
+namespace edge_rt {
+
+class Arena {
+ public:
+  explicit Arena(size_t bytes);  // throws std::bad_alloc
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  std::byte* data() const { return data_; }  // page-aligned; moves on resize
+  size_t size() const { return size_; }
+
+  // Keeps the first `kept` bytes; everything behind them becomes zero and holds no memory until it is
+  // written. REQUIRES: nobody uses the arena meanwhile.
+  void resize(size_t bytes, size_t kept);
+
+ private:
+  void advise();
+  std::byte* data_;
+  size_t size_;
+};
+
+}  // namespace edge_rt

@@ -1,0 +1,256 @@
+// Python's view of the runtime. Long calls release the GIL and come up for signals now and then.
+#include <malloc.h>
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+#include <pthread.h>
+
+#include "edge_rt/runtime/runtime.h"
+#include "edge_rt/runtime/sampler.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace edge_rt {
+namespace {
+
+// True if a signal handler raised (Ctrl-C): its exception is then set for this thread.
+bool signal_raised() {
+  nb::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+void finish_call(bool done) {
+  if (!done) throw nb::python_error();
+}
+
+std::atomic<bool> g_forked{false};
+
+void require_same_process() {
+  if (g_forked.load())
+    throw std::runtime_error("this engine was made before a fork: its threads and memory stayed in "
+                             "the parent; make a new engine in the child");
+}
+
+const Kernels* kernels_or_throw(const std::string& isa) {
+  const Kernels* kernels = kernels_named(isa.c_str());
+  if (kernels == nullptr) throw nb::value_error(("no kernels for ISA '" + isa + "' here").c_str());
+  return kernels;
+}
+
+using Logits = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using TileTuple = std::tuple<int, int, int64_t>;         // row, n_rows, arena offset or -1
+using BlockTuple = std::pair<uint64_t, size_t>;          // file offset, length
+using RunTuple = std::tuple<uint64_t, size_t, int64_t>;  // file offset, length, arena offset
+using PartTuple = std::tuple<int, int, int, bool>;       // weight, src, dst, accumulate
+
+OpKind kind_named(const std::string& name) {
+  static const std::pair<const char*, OpKind> kinds[] = {
+      {"rms_norm", OpKind::kRmsNorm}, {"quantize", OpKind::kQuantize},
+      {"matmul", OpKind::kMatmul},    {"add_bias", OpKind::kAddBias},
+      {"rope_table", OpKind::kRopeTable}, {"rope", OpKind::kRope},
+      {"store_kv", OpKind::kStoreKv}, {"attention", OpKind::kAttention},
+      {"silu_gate", OpKind::kSiluGate}};
+  for (const auto& [known, kind] : kinds)
+    if (name == known) return kind;
+  throw nb::value_error(("unknown operation " + name).c_str());
+}
+
+void bind_runtime(nb::module_& m) {
+  nb::class_<Runtime>(m, "Runtime")
+      .def(
+          "__init__",
+          [](Runtime* self, Arena& arena, const File& file, const std::string& isa, int n_threads,
+             int n_io_threads, int max_tokens) {
+            new (self) Runtime(arena, file, kernels_or_throw(isa), n_threads, n_io_threads, max_tokens);
+          },
+          "arena"_a, "file"_a, "isa"_a, "n_threads"_a, "n_io_threads"_a, "max_tokens"_a,
+          nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
+      .def(
+          "add_buffer",
+          [](Runtime& r, int64_t offset, int width, bool quantized) {
+            return r.add_buffer({offset, width, quantized});
+          },
+          "offset"_a, "width"_a, "quantized"_a)
+      .def(
+          "add_weight",
+          [](Runtime& r, int format, int n_rows, int n_cols, int segment,
+             const std::vector<TileTuple>& tiles, const std::vector<BlockTuple>& streamed) {
+            Weight weight{format, n_rows, n_cols, segment, {}};
+            std::vector<StreamBlock> blocks;
+            for (const auto& [row, rows, offset] : tiles)
+              weight.tiles.push_back({row, rows, offset, -1});
+            for (const auto& [offset, length] : streamed) blocks.push_back({offset, length});
+            return r.add_weight(std::move(weight), blocks);
+          },
+          "format"_a, "n_rows"_a, "n_cols"_a, "segment"_a, "tiles"_a, "streamed"_a)
+      .def(
+          "add_op",
+          [](Runtime& r, int segment, const std::string& kind, int src, int src2, int dst,
+             int64_t vector_offset, int layer, float value, const std::vector<PartTuple>& parts) {
+            Op op;
+            op.kind = kind_named(kind);
+            op.src = src, op.src2 = src2, op.dst = dst;
+            op.vector_offset = vector_offset, op.layer = layer, op.value = value;
+            for (const auto& [weight, from, to, accumulate] : parts)
+              op.parts.push_back({weight, from, to, accumulate});
+            r.add_op(segment, std::move(op));
+          },
+          "segment"_a, "kind"_a, "src"_a = -1, "src2"_a = -1, "dst"_a = -1, "vector_offset"_a = -1,
+          "layer"_a = -1, "value"_a = 0.0f, "parts"_a = std::vector<PartTuple>())
+      .def(
+          "set_attention",
+          [](Runtime& r, int n_layers, int n_heads, int n_kv_heads, int head_dim, int n_ctx,
+             bool half, bool rope_halves, const std::vector<double>& rope_frequencies, int rope_table,
+             int64_t kv_offset) {
+            r.set_attention({n_layers, n_heads, n_kv_heads, head_dim, n_ctx, half, rope_halves,
+                             rope_frequencies, rope_table, kv_offset});
+          },
+          "n_layers"_a, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "n_ctx"_a, "half"_a,
+          "rope_halves"_a, "rope_frequencies"_a, "rope_table"_a, "kv_offset"_a)
+      .def(
+          "set_embedding",
+          [](Runtime& r, uint64_t file_offset, int format, int n_rows, int n_cols, int buffer,
+             int64_t staging_offset, size_t staging_bytes) {
+            r.set_embedding(
+                {file_offset, format, n_rows, n_cols, buffer, staging_offset, staging_bytes});
+          },
+          "file_offset"_a, "format"_a, "n_rows"_a, "n_cols"_a, "buffer"_a, "staging_offset"_a,
+          "staging_bytes"_a)
+      .def("set_scratch", &Runtime::set_scratch, "offset"_a, "bytes_per_thread"_a)
+      .def("set_hidden", &Runtime::set_hidden, "hidden"_a, "logits"_a)
+      .def("finish", &Runtime::finish, "ring_offset"_a, "ring_bytes"_a)
+      .def(
+          "load",
+          [](Runtime& r, const std::vector<RunTuple>& runs, nb::object progress) {
+            require_same_process();
+            std::vector<ResidentRun> list;
+            for (const auto& [offset, length, at] : runs) list.push_back({offset, length, at});
+            bool done;
+            {
+              nb::gil_scoped_release unlocked;
+              done = r.load(list, [&](uint64_t bytes, uint64_t total) {
+                nb::gil_scoped_acquire gil;
+                if (!progress.is_none()) progress(bytes, total);
+                return PyErr_CheckSignals() != 0;
+              });
+            }
+            finish_call(done);
+          },
+          "runs"_a, "progress"_a.none())
+      .def("plan", &Runtime::plan, "segments"_a)
+      .def(
+          "run",
+          [](Runtime& r, const std::vector<int32_t>& tokens, int position, bool with_head) {
+            require_same_process();
+            bool done;
+            {
+              nb::gil_scoped_release unlocked;
+              done = r.run(tokens.data(), static_cast<int>(tokens.size()), position, with_head,
+                           signal_raised);
+            }
+            finish_call(done);
+          },
+          "tokens"_a, "position"_a, "with_head"_a)
+      .def(
+          "run_head",
+          [](Runtime& r, int first, int n_rows) {
+            require_same_process();
+            bool done;
+            {
+              nb::gil_scoped_release unlocked;
+              done = r.run_head(first, n_rows, signal_raised);
+            }
+            finish_call(done);
+          },
+          "first"_a, "n_rows"_a)
+      .def(
+          "copy_logits",
+          [](const Runtime& r, int row, Logits out) {
+            if (out.shape(0) != static_cast<size_t>(r.n_vocab()))
+              throw nb::value_error("the destination must hold one logit per token of the vocabulary");
+            std::copy_n(r.logits(row), r.n_vocab(), out.data());
+          },
+          "row"_a, "out"_a)
+      .def(
+          "logits_bytes",
+          [](const Runtime& r, int row) {
+            return nb::bytes(reinterpret_cast<const char*>(r.logits(row)),
+                             static_cast<size_t>(r.n_vocab()) * sizeof(float));
+          },
+          "row"_a)
+      .def(
+          "negative_log_likelihood",
+          [](const Runtime& r, int row, int target) {
+            if (target < 0 || target >= r.n_vocab()) throw nb::value_error("no such token");
+            return negative_log_likelihood(r.logits(row), r.n_vocab(), target);
+          },
+          "row"_a, "target"_a)
+      .def(
+          "sample",
+          [](Runtime& r, Sampler& sampler, const SamplerOptions& options,
+             const std::vector<int32_t>& history, const std::vector<std::pair<int32_t, float>>& bias,
+             Arena& arena, int64_t scratch_offset) {
+            return sampler.sample(const_cast<float*>(r.logits(0)), r.n_vocab(), options, history, bias,
+                                  reinterpret_cast<Candidate*>(arena.data() + scratch_offset));
+          },
+          "sampler"_a, "options"_a, "history"_a, "bias"_a, "arena"_a, "scratch_offset"_a)
+      .def_prop_ro("n_vocab", &Runtime::n_vocab)
+      .def_prop_ro("max_tokens", &Runtime::max_tokens)
+      .def("stats", [](const Runtime& r) {
+        const Stats s = r.stats();
+        nb::dict d;
+        d["passes"] = s.passes;
+        d["tokens"] = s.tokens;
+        d["stall_ns"] = s.stall_ns;
+        d["run_ns"] = s.run_ns;
+        d["flash_bytes"] = s.flash_bytes;
+        d["flash_requests"] = s.flash_requests;
+        return d;
+      });
+}
+
+}  // namespace
+
+NB_MODULE(_runtime, m) {
+  m.doc() = "The C++ runtime: arena, step program, sampler.";
+  // One malloc arena for all threads and early returns to the system: what malloc keeps is memory that
+  // the budget has paid for and nobody uses.
+  mallopt(M_ARENA_MAX, 1);
+  mallopt(M_MMAP_THRESHOLD, 128 * 1024);
+  mallopt(M_TRIM_THRESHOLD, 256 * 1024);
+  pthread_atfork(nullptr, nullptr, [] { g_forked.store(true); });
+
+  nb::exception<IoError>(m, "IoError", PyExc_OSError);
+
+  nb::class_<Arena>(m, "Arena")
+      .def(nb::init<size_t>(), "bytes"_a)
+      .def_prop_ro("size", &Arena::size)
+      .def("resize", &Arena::resize, "bytes"_a, "kept"_a);
+  nb::class_<File>(m, "File")
+      .def(nb::init<const std::string&, bool>(), "path"_a, "direct"_a = true)
+      .def_prop_ro("direct", &File::direct)
+      .def_prop_ro("alignment", &File::alignment)
+      .def_prop_ro("size", &File::size);
+  nb::class_<SamplerOptions>(m, "SamplerOptions")
+      .def(nb::init<>())
+      .def_rw("temperature", &SamplerOptions::temperature)
+      .def_rw("top_k", &SamplerOptions::top_k)
+      .def_rw("top_p", &SamplerOptions::top_p)
+      .def_rw("min_p", &SamplerOptions::min_p)
+      .def_rw("repeat_penalty", &SamplerOptions::repeat_penalty)
+      .def_rw("presence_penalty", &SamplerOptions::presence_penalty)
+      .def_rw("frequency_penalty", &SamplerOptions::frequency_penalty);
+  nb::class_<Sampler>(m, "Sampler").def(nb::init<uint64_t>(), "seed"_a);
+  bind_runtime(m);
+
+  m.def("matmul_scratch_bytes", [](size_t n_cols) { return matmul_scratch_bytes(n_cols); }, "n_cols"_a);
+  m.def("isa_name", [](const std::string& isa) { return std::string(kernels_or_throw(isa)->name); },
+        "isa"_a);
+  m.def("malloc_trim", [] { malloc_trim(0); });
+}
+
+}  // namespace edge_rt

@@ -1,0 +1,173 @@
+// Building a Runtime, loading its resident weights, and its small accessors. execute.cc runs it.
+#include "edge_rt/runtime/runtime.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <stdexcept>
+
+namespace edge_rt {
+namespace {
+
+constexpr size_t kChunkBytes = 16 * 1024;       // weight bytes per work unit
+constexpr size_t kLoadRequestBytes = 1 << 20;   // per read while loading
+constexpr int kLoadRequests = 8;                // in flight while loading
+
+}  // namespace
+
+Runtime::Runtime(Arena& arena, const File& file, const Kernels* kernels, int n_threads,
+                 int n_io_threads, int max_tokens)
+    : arena_(arena), file_(file), kernels_(kernels), max_tokens_(max_tokens), pool_(n_threads),
+      reader_(make_pread_reader(file, n_io_threads)) {}
+
+Runtime::~Runtime() {
+  ring_.reset();    // waits for its reads
+  reader_.reset();  // then the threads that would run them end
+}
+
+int Runtime::add_buffer(const Buffer& buffer) {
+  buffers_.push_back(buffer);
+  return static_cast<int>(buffers_.size()) - 1;
+}
+
+int Runtime::add_weight(Weight weight, const std::vector<StreamBlock>& streamed) {
+  auto& list = streamed_.at(weight.segment);
+  size_t next = 0;
+  for (Tile& tile : weight.tiles) {
+    if (tile.arena_offset >= 0) continue;
+    tile.stream_index = static_cast<int>(list.size());
+    list.push_back(streamed.at(next++));
+  }
+  weights_.push_back(std::move(weight));
+  return static_cast<int>(weights_.size()) - 1;
+}
+
+void Runtime::add_op(int segment, Op op) {
+  auto step = std::make_unique<Step>();
+  step->by_token = op.kind != OpKind::kMatmul && op.kind != OpKind::kAttention;
+  int n_tiles = 0;
+  for (int p = 0; p < static_cast<int>(op.parts.size()); ++p) {
+    const Weight& weight = weights_.at(op.parts[p].weight);
+    const size_t bytes = row_bytes(weight.format, weight.n_cols);
+    if (bytes == 0 || weight.segment != segment)
+      throw std::invalid_argument("a matmul needs a known format and its own segment");
+    const int rows = static_cast<int>(std::max<size_t>(8, kChunkBytes / bytes / 8 * 8));
+    step->tile_base.push_back(n_tiles);
+    for (int t = 0; t < static_cast<int>(weight.tiles.size()); ++t, ++n_tiles) {
+      const Tile& tile = weight.tiles[t];
+      const int n_chunks = (tile.n_rows + rows - 1) / rows;
+      step->tile_chunks.push_back(n_chunks);
+      for (int c = 0; c < n_chunks; ++c)
+        step->chunks.push_back({p, t, c * rows, std::min(rows, tile.n_rows - c * rows)});
+    }
+  }
+  step->tile_left = std::make_unique<std::atomic<int>[]>(n_tiles);
+  step->op = std::move(op);
+  steps_.at(segment).push_back(std::move(step));
+}
+
+void Runtime::set_scratch(int64_t offset, size_t bytes_per_thread) {
+  scratch_offset_ = offset;
+  scratch_bytes_ = bytes_per_thread;
+}
+
+void Runtime::finish(int64_t ring_offset, size_t ring_bytes) {
+  for (const Weight& weight : weights_)
+    if (matmul_scratch_bytes(weight.n_cols) > scratch_bytes_)
+      throw std::invalid_argument("the matmul scratch is too small");
+  ring_ = std::make_unique<StreamRing>(*reader_, file_, at(ring_offset), ring_bytes);
+  ring_->set_segments({streamed_[0], streamed_[1]});
+}
+
+bool Runtime::load(const std::vector<ResidentRun>& runs,
+                   const std::function<bool(uint64_t, uint64_t)>& progress) {
+  struct State {
+    std::mutex mutex;
+    std::condition_variable changed;
+    int in_flight = 0, error = 0;
+    uint64_t done = 0;
+    std::string reason;
+  } state;
+  uint64_t total = 0;
+  for (const ResidentRun& run : runs) total += run.length;
+  bool cancelled = false;
+  const auto wait_below = [&](int limit) {
+    std::unique_lock<std::mutex> lock(state.mutex);
+    while (state.in_flight >= limit) {
+      state.changed.wait_for(lock, std::chrono::milliseconds(50));
+      const uint64_t done = state.done;
+      lock.unlock();
+      cancelled = progress(done, total) || cancelled;
+      lock.lock();
+    }
+    return state.error == 0 && !cancelled;
+  };
+  bool go_on = true;
+  for (const ResidentRun& run : runs) {
+    // Pieces of one run share its alignment phase, so each piece after the first starts on the grid.
+    const AlignedExtent extent = file_.cover(run.file_offset, run.length);
+    const size_t needed = extent.lead + run.length;
+    std::byte* base = at(run.arena_offset) - extent.lead;
+    for (size_t piece = 0; piece < extent.length && go_on; piece += kLoadRequestBytes) {
+      const size_t length = std::min(kLoadRequestBytes, extent.length - piece);
+      go_on = wait_below(kLoadRequests);
+      if (!go_on) break;
+      {
+        std::lock_guard<std::mutex> lock(state.mutex);
+        ++state.in_flight;
+      }
+      extra_bytes_.fetch_add(length, std::memory_order_relaxed);
+      extra_requests_.fetch_add(1, std::memory_order_relaxed);
+      reader_->submit({extent.offset + piece, length,
+                       std::min(length, needed > piece ? needed - piece : 0), base + piece,
+                       [](void* context, uint64_t bytes, int error, const char* reason) {
+                         auto* s = static_cast<State*>(context);
+                         std::lock_guard<std::mutex> lock(s->mutex);
+                         --s->in_flight;
+                         s->done += bytes;
+                         if (error != 0 && s->error == 0) s->error = error, s->reason = reason;
+                         s->changed.notify_all();
+                       },
+                       &state, length},
+                      /*urgent=*/false);
+    }
+    if (!go_on) break;
+  }
+  wait_below(1);
+  if (state.error != 0) throw IoError(state.error, state.reason);
+  return !cancelled;
+}
+
+float* Runtime::row(int buffer, int token) const {
+  const Buffer& b = buffers_[buffer];
+  return reinterpret_cast<float*>(at(b.offset)) + static_cast<size_t>(token) * b.width;
+}
+
+Activations Runtime::activations(int buffer) const {
+  const Buffer& b = buffers_[buffer];
+  const size_t width = static_cast<size_t>(b.width);
+  if (!b.quantized) return {row(buffer, 0), nullptr, nullptr, nullptr, width};
+  std::byte* p = at(b.offset);
+  const size_t n = static_cast<size_t>(max_tokens_) * width;
+  return {nullptr, reinterpret_cast<const int8_t*>(p), reinterpret_cast<const float*>(p + n),
+          reinterpret_cast<const int32_t*>(p + n + n / kBlockColumns * sizeof(float)), width};
+}
+
+std::byte* Runtime::kv(int layer, int which, int head, int position) const {
+  const AttentionShape& a = attention_;
+  const size_t element = a.half ? 2 : 4;
+  const size_t index =
+      ((static_cast<size_t>(layer) * 2 + which) * a.n_kv_heads + head) * a.n_ctx + position;
+  return at(a.kv_offset) + index * a.head_dim * element;
+}
+
+const float* Runtime::logits(int r) const { return row(logits_, r); }
+
+Stats Runtime::stats() const {
+  Stats s = stats_;
+  s.stall_ns = stall_ns_.load(std::memory_order_relaxed);
+  s.flash_bytes = ring_->bytes_requested() + extra_bytes_.load(std::memory_order_relaxed);
+  s.flash_requests = ring_->requests() + extra_requests_.load(std::memory_order_relaxed);
+  return s;
+}
+
+}  // namespace edge_rt

@@ -1,0 +1,195 @@
+// The step program and what it runs on. Python describes it once (add_* calls), then every pass over the
+// model is one run() without Python.
+//
+// Offsets are into the arena; nothing here allocates in proportion to the model or the context.
+// Thread rule: one thread uses a Runtime at a time.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "edge_rt/runtime/arena.h"
+#include "edge_rt/runtime/thread_pool.h"
+#include "kernels/kernels.h"
+#include "loaders/stream.h"
+
+namespace edge_rt {
+
+struct Tile {  // rows [row, row + n_rows) of a weight: the unit of residency
+  int row, n_rows;
+  int64_t arena_offset;  // of the payload, or -1: streamed
+  int stream_index;      // position in its segment's list when streamed
+};
+
+struct Weight {
+  int format, n_rows, n_cols;
+  int segment;  // the segment that uses it: 0 layers, 1 head
+  std::vector<Tile> tiles;
+};
+
+struct Buffer {  // activations (max_tokens, width) float, or their int8 form
+  int64_t offset;
+  int width;
+  bool quantized;
+};
+
+enum class OpKind {
+  kRmsNorm,
+  kQuantize,
+  kMatmul,
+  kAddBias,
+  kRopeTable,
+  kRope,
+  kStoreKv,
+  kAttention,
+  kSiluGate
+};
+
+struct MatmulPart {  // dst (tokens, n_rows) = or += src (tokens, n_cols) · weight^T
+  int weight, src, dst;
+  bool accumulate;
+};
+
+struct Op {
+  OpKind kind;
+  int src = -1, src2 = -1, dst = -1;  // buffers
+  int64_t vector_offset = -1;         // norm weight or bias in the arena
+  int layer = -1;
+  float value = 0;  // eps of a norm, scale of attention
+  std::vector<MatmulPart> parts;
+};
+
+struct AttentionShape {
+  int n_layers, n_heads, n_kv_heads, head_dim, n_ctx;
+  bool half;          // KV elements are half floats, else floats
+  bool rope_halves;   // rotate (i, i + n/2) pairs instead of (2i, 2i + 1)
+  std::vector<double> rope_frequencies;  // radians per position, one per rotated pair
+  int rope_table;     // buffer: (max_tokens, 2 * pairs), cosines then sines of the pass's positions
+  int64_t kv_offset;  // (layer, k|v, kv_head, position, head_dim)
+};
+
+struct Embedding {  // rows read from the file on demand
+  uint64_t file_offset;
+  int format, n_rows, n_cols;
+  int buffer;              // where the rows go
+  int64_t staging_offset;  // staging for max_tokens row reads
+  size_t staging_bytes;    // per token
+};
+
+struct ResidentRun {  // a contiguous extent of the file that is loaded once
+  uint64_t file_offset;
+  size_t length;
+  int64_t arena_offset;  // of the first payload byte
+};
+
+struct Stats {
+  uint64_t passes = 0, tokens = 0;
+  uint64_t stall_ns = 0;     // time compute threads waited for blocks, summed over threads
+  uint64_t run_ns = 0;       // wall time inside run()
+  uint64_t flash_bytes = 0;  // requested, padding included
+  uint64_t flash_requests = 0;
+};
+
+class Runtime {
+ public:
+  Runtime(Arena& arena, const File& file, const Kernels* kernels, int n_threads, int n_io_threads,
+          int max_tokens);
+  ~Runtime();
+
+  int add_buffer(const Buffer& buffer);
+  int add_weight(Weight weight, const std::vector<StreamBlock>& streamed);
+  void add_op(int segment, Op op);
+  void set_attention(AttentionShape shape) { attention_ = std::move(shape); }
+  void set_embedding(const Embedding& embedding) { embedding_ = embedding; }
+  void set_scratch(int64_t offset, size_t bytes_per_thread);
+  void set_hidden(int hidden, int logits) { hidden_ = hidden, logits_ = logits; }
+  // Ends the description. Throws std::invalid_argument on what cannot run.
+  void finish(int64_t ring_offset, size_t ring_bytes);
+
+  // Reads the resident runs. `progress(done, total)` is called from this thread; true cancels.
+  bool load(const std::vector<ResidentRun>& runs,
+            const std::function<bool(uint64_t, uint64_t)>& progress);
+
+  // Says which segments the next run() and run_head() calls will use.
+  void plan(const std::vector<int>& segments) { ring_->plan(segments); }
+  // One pass of n_tokens tokens at positions position.. through the layers. `with_head`: also the
+  // logits of the last token, into logits row 0. False: `poll` cancelled; nothing counts as done.
+  bool run(const int32_t* tokens, int n_tokens, int position, bool with_head,
+           const std::function<bool()>& poll);
+  // Logits of rows [first, first + n_rows) of the last pass into logits rows 0..
+  bool run_head(int first, int n_rows, const std::function<bool()>& poll);
+
+  const float* logits(int row) const;
+  int n_vocab() const { return buffers_[logits_].width; }
+  int max_tokens() const { return max_tokens_; }
+  Stats stats() const;
+
+ private:
+  struct Chunk {  // work unit of a matmul: rows of one tile
+    int part, tile, row, n_rows;
+  };
+  struct Step {  // an op, ready to run
+    Op op;
+    std::vector<Chunk> chunks;
+    std::unique_ptr<std::atomic<int>[]> tile_left;  // chunks not yet done, per (part, tile)
+    std::vector<int> tile_base;                     // index of a part's first tile in tile_left
+    std::vector<int> tile_chunks;                   // what tile_left starts from
+    std::atomic<int> next{0};
+    bool by_token = false;  // thread i handles tokens i, i + n, ...: no barrier to the next such op
+  };
+  struct Pass {
+    const std::function<bool()>* poll;
+    int n_tokens, position, first_row;
+    uint64_t sequence;  // of the segment's first streamed block
+    const std::vector<std::unique_ptr<Step>>* steps;
+  };
+
+  bool execute(int segment, Pass pass);
+  void run_steps(const Pass& pass, int thread);
+  void run_by_token(const Pass& pass, const Op& op, int token, bool first_op);
+  void run_chunks(const Pass& pass, Step& step, int thread);
+  void run_attention(const Pass& pass, Step& step);
+  void rotate(float* head, const float* table) const;
+  void embed(const int32_t* tokens, int n_tokens);
+  void fail(const std::string& reason, int error);
+  bool should_stop(const Pass& pass, int thread);
+
+  float* row(int buffer, int token) const;
+  Activations activations(int buffer) const;
+  std::byte* at(int64_t offset) const { return arena_.data() + offset; }
+  std::byte* kv(int layer, int which, int head, int position) const;
+
+  Arena& arena_;
+  const File& file_;
+  const Kernels* const kernels_;
+  const int max_tokens_;
+  ThreadPool pool_;
+  std::unique_ptr<Reader> reader_;
+  std::unique_ptr<StreamRing> ring_;
+
+  std::vector<Buffer> buffers_;
+  std::vector<Weight> weights_;
+  std::array<std::vector<StreamBlock>, 2> streamed_;
+  std::array<std::vector<std::unique_ptr<Step>>, 2> steps_;
+  AttentionShape attention_{};
+  Embedding embedding_{};
+  int64_t scratch_offset_ = -1;
+  size_t scratch_bytes_ = 0;
+  int hidden_ = -1, logits_ = -1;
+
+  std::atomic<bool> stop_{false};
+  bool cancelled_ = false;
+  std::mutex failure_mutex_;
+  std::string failure_;
+  int failure_error_ = 0;
+  std::chrono::steady_clock::time_point next_poll_;
+  std::atomic<uint64_t> stall_ns_{0}, extra_bytes_{0}, extra_requests_{0};
+  Stats stats_;
+};
+
+}  // namespace edge_rt

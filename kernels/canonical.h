@@ -1,0 +1,39 @@
+// The scalar pieces of the canonical arithmetic that both reference and SIMD tails use. Everything is
+// static: an ISA file must emit no symbol that the linker could choose for another CPU.
+#pragma once
+
+#include <stdint.h>
+
+#include "kernels/half.h"
+
+namespace edge_rt {
+
+static inline float reduce8(const float* lane) {
+  return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+// exp for x <= 88: x = n ln2 + r, a degree-6 polynomial in r (max relative error 2e-7), times 2^n.
+// Below -87.3 the result would be subnormal and is 0.
+enum { kExpTerms = 6 };
+static const float kExpPolynomial[kExpTerms] = {1.0f / 720, 1.0f / 120, 1.0f / 24,
+                                                1.0f / 6,   0.5f,       1.0f};
+static const float kExpLowest = -87.3f, kExpHighest = 88.0f;
+static const float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+
+static inline float canonical_exp(float x) {
+  if (x < kExpLowest) return 0.0f;
+  if (x > kExpHighest) x = kExpHighest;
+  const float n = __builtin_rintf(x * kLog2E);
+  float r = __builtin_fmaf(n, -kLn2High, x);
+  r = __builtin_fmaf(n, -kLn2Low, r);
+  float p = kExpPolynomial[0];
+  for (int i = 1; i < kExpTerms; ++i) p = __builtin_fmaf(p, r, kExpPolynomial[i]);
+  p = __builtin_fmaf(p, r, 1.0f);
+  return float_from_bits(bits_of(p) + ((uint32_t)(int32_t)n << 23));
+}
+
+static inline float canonical_silu_gate(float gate, float up) {
+  return gate / (1.0f + canonical_exp(-gate)) * up;
+}
+
+}  // namespace edge_rt

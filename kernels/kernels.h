@@ -1,0 +1,92 @@
+// The contract of every kernel. One `Kernels` table per ISA; all tables give the same bits.
+//
+// Canonical arithmetic (design promise 2). Everything is float32, rounded to nearest even, fma only
+// where it is written here:
+//   matmul, quantized weights   y = 0; for blocks ascending: y = fma(d_w * d_x, (float)s, y) with s the
+//                               integer sum of weight code * activation code over the block's 32
+//                               columns; Q4_1 then adds y = fma(m_w * d_x, (float)sum_x, y).
+//   matmul, float weights       lane[j % 8] = fma(w_j, x_j, lane[j % 8]), columns ascending, then
+//                               `reduce8` = ((l0+l4)+(l2+l6)) + ((l1+l5)+(l3+l7)).
+//   attention                   positions in tiles of 32 from position 0; online softmax over tiles.
+// No result depends on how rows or tokens are split over calls or threads.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/formats.h"
+
+namespace edge_rt {
+
+enum { kAttentionTile = 32 };  // positions per softmax step, part of the arithmetic
+
+// Activations for a matmul, n_tokens rows of n_cols. `codes`, `scales` and `sums` are set for
+// quantized weights (32 columns per scale; sums of the codes), `values` for float ones.
+struct Activations {
+  const float* values;    // (tokens, cols)
+  const int8_t* codes;    // (tokens, cols), -127..127
+  const float* scales;    // (tokens, cols / 32)
+  const int32_t* sums;    // (tokens, cols / 32)
+  size_t stride;          // columns from one token to the next, in all four (÷ 32 for the last two)
+};
+
+// A run of rows of one weight matrix in file layout. Rows need no alignment.
+struct Rows {
+  const uint8_t* data;  // (n_rows, row_bytes)
+  size_t row_bytes;
+  int n_rows;
+  int n_cols;  // a multiple of 32 for quantized formats
+};
+
+// y (tokens, rows): element (t, r) at y[t * stride + r].
+struct Output {
+  float* y;
+  size_t stride;
+  bool accumulate;  // y = y + product instead of y = product
+};
+
+// REQUIRES: `scratch` has matmul_scratch_bytes(n_cols) bytes, 64-aligned, owned by the caller's thread.
+typedef void (*MatmulKernel)(const struct Rows* w, const struct Activations* x, int n_tokens,
+                             const struct Output* out, uint8_t* scratch);
+
+struct AttentionArgs {
+  const float* q;          // (head_dim)
+  const void* k;           // (n_positions, head_dim), half or float
+  const void* v;           // (n_positions, head_dim)
+  float* out;              // (head_dim)
+  int head_dim;
+  int n_positions;         // positions 0..n_positions-1 are attended to
+  float scale;             // usually 1 / sqrt(head_dim)
+};
+
+struct Kernels {
+  const char* name;
+  MatmulKernel matmul_f32, matmul_f16, matmul_bf16, matmul_q4_0, matmul_q4_1, matmul_q8_0;
+  // codes = round_half_even(x / d) with d = max|x| / 127 over each 32 columns; n a multiple of 32.
+  void (*quantize)(const float* x, int n, int8_t* codes, float* scales, int32_t* sums);
+  // y = x / sqrt(mean(x^2) + eps) * weight
+  void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
+  // gate = gate * sigmoid(gate) * up
+  void (*silu_gate)(float* gate, const float* up, int n);
+  void (*attention_f16)(const struct AttentionArgs* args);
+  void (*attention_f32)(const struct AttentionArgs* args);
+  void (*to_half)(const float* x, uint16_t* y, int n);  // rounded to nearest even
+};
+
+MatmulKernel matmul_for(const struct Kernels* kernels, int format);  // null: not supported
+
+// The transposed block of 8 rows that matmul works from when there are several tokens.
+inline size_t matmul_scratch_bytes(size_t n_cols) {
+  return (n_cols + 31) / 32 * (8 * 32 + 2 * 8 * sizeof(float)) + 64;
+}
+
+// Dequantizes one row of n columns (an embedding row) to float32.
+void dequantize_row(int format, const uint8_t* row, int n, float* out);
+size_t row_bytes(int format, int n_cols);  // 0: not supported
+
+const struct Kernels* kernels_ref();
+const struct Kernels* kernels_avx2();  // null where the build or the CPU has none
+// `name`: "ref", "avx2", or "auto" for the fastest this CPU runs. Null: not available.
+const struct Kernels* kernels_named(const char* name);
+
+}  // namespace edge_rt

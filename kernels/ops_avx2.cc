@@ -1,0 +1,189 @@
+// AVX2 element-wise operations, softmax attention and the kernel table of this ISA.
+#include <immintrin.h>
+#include <math.h>
+
+#include "kernels/canonical.h"
+#include "kernels/kernels.h"
+
+namespace edge_rt {
+
+extern const MatmulKernel kMatmulF32Avx2, kMatmulF16Avx2, kMatmulBF16Avx2, kMatmulQ4_0Avx2,
+    kMatmulQ4_1Avx2, kMatmulQ8_0Avx2;
+
+namespace {
+
+void quantize_avx2(const float* x, int n, int8_t* codes, float* scales, int32_t* sums) {
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  const __m256 high = _mm256_set1_ps(127.0f), low = _mm256_set1_ps(-127.0f);
+  // packs works within 128-bit halves; this puts the 32 codes back into column order.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int b = 0; b < n / kBlockColumns; ++b, x += kBlockColumns, codes += kBlockColumns) {
+    __m256 v[4], peak = _mm256_setzero_ps();
+    for (int i = 0; i < 4; ++i) {
+      v[i] = _mm256_loadu_ps(x + 8 * i);
+      peak = _mm256_max_ps(_mm256_and_ps(v[i], magnitude), peak);  // a NaN leaves peak as it is
+    }
+    __m128 top = _mm_max_ps(_mm256_castps256_ps128(peak), _mm256_extractf128_ps(peak, 1));
+    top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+    top = _mm_max_ss(top, _mm_movehdup_ps(top));
+    const float d = _mm_cvtss_f32(top) / 127.0f;
+    const __m256 inverse = _mm256_set1_ps(d != 0.0f ? 1.0f / d : 0.0f);
+    __m256i q[4], sum = _mm256_setzero_si256();
+    for (int i = 0; i < 4; ++i) {
+      __m256 code = _mm256_round_ps(_mm256_mul_ps(v[i], inverse), _MM_FROUND_TO_NEAREST_INT);
+      const __m256 ordered = _mm256_cmp_ps(code, code, _CMP_ORD_Q);
+      code = _mm256_min_ps(_mm256_max_ps(_mm256_and_ps(code, ordered), low), high);
+      q[i] = _mm256_cvtps_epi32(code);
+      sum = _mm256_add_epi32(sum, q[i]);
+    }
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]),
+                                              _mm256_packs_epi32(q[2], q[3]));
+    _mm256_storeu_si256((__m256i*)codes, _mm256_permutevar8x32_epi32(packed, order));
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    s = _mm_hadd_epi32(s, s);
+    scales[b] = d;
+    sums[b] = _mm_cvtsi128_si32(_mm_hadd_epi32(s, s));
+  }
+}
+
+void rms_norm_avx2(const float* x, const float* weight, int n, float eps, float* y) {
+  __m256 acc = _mm256_setzero_ps();
+  const int whole = n & ~7;
+  for (int j = 0; j < whole; j += 8) {
+    const __m256 v = _mm256_loadu_ps(x + j);
+    acc = _mm256_fmadd_ps(v, v, acc);
+  }
+  float lane[8];
+  _mm256_storeu_ps(lane, acc);
+  for (int j = whole; j < n; ++j) lane[j % 8] = __builtin_fmaf(x[j], x[j], lane[j % 8]);
+  const float r = 1.0f / sqrtf(reduce8(lane) / (float)n + eps);
+  const __m256 scale = _mm256_set1_ps(r);
+  for (int j = 0; j < whole; j += 8)
+    _mm256_storeu_ps(y + j, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + j), scale),
+                                          _mm256_loadu_ps(weight + j)));
+  for (int j = whole; j < n; ++j) y[j] = x[j] * r * weight[j];
+}
+
+__m256 exp8(__m256 x) {  // canonical_exp, eight at a time
+  const __m256 vanish = _mm256_cmp_ps(x, _mm256_set1_ps(kExpLowest), _CMP_LT_OQ);
+  x = _mm256_min_ps(_mm256_set1_ps(kExpHighest), x);
+  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(kLog2E)),
+                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-kLn2High), x);
+  r = _mm256_fmadd_ps(n, _mm256_set1_ps(-kLn2Low), r);
+  __m256 p = _mm256_set1_ps(kExpPolynomial[0]);
+  for (int i = 1; i < kExpTerms; ++i) p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(kExpPolynomial[i]));
+  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
+  const __m256i shifted = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
+  const __m256 y = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), shifted));
+  return _mm256_andnot_ps(vanish, y);
+}
+
+void silu_gate_avx2(float* gate, const float* up, int n) {
+  const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1.0f);
+  const int whole = n & ~7;
+  for (int j = 0; j < whole; j += 8) {
+    const __m256 g = _mm256_loadu_ps(gate + j);
+    const __m256 below = _mm256_add_ps(one, exp8(_mm256_xor_ps(g, sign)));
+    _mm256_storeu_ps(gate + j, _mm256_mul_ps(_mm256_div_ps(g, below), _mm256_loadu_ps(up + j)));
+  }
+  for (int j = whole; j < n; ++j) gate[j] = canonical_silu_gate(gate[j], up[j]);
+}
+
+__m256 load_kv8(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+__m256 load_kv8(const float* p) { return _mm256_loadu_ps(p); }
+float load_kv(const uint16_t* p) { return half_to_float(*p); }
+float load_kv(const float* p) { return *p; }
+
+template <typename Kv>
+float dot(const float* q, const Kv* k, int n) {
+  __m256 acc = _mm256_setzero_ps();
+  const int whole = n & ~7;
+  for (int d = 0; d < whole; d += 8)
+    acc = _mm256_fmadd_ps(_mm256_loadu_ps(q + d), load_kv8(k + d), acc);
+  if (whole != n) {
+    float lane[8];
+    _mm256_storeu_ps(lane, acc);
+    for (int d = whole; d < n; ++d) lane[d % 8] = __builtin_fmaf(q[d], load_kv(k + d), lane[d % 8]);
+    return reduce8(lane);
+  }
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps(acc, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+template <typename Kv>
+void attention_avx2(const AttentionArgs* a) {
+  const int n = a->head_dim, whole = n & ~7;
+  float peak = -INFINITY, total = 0.0f;
+  for (int d = 0; d < n; ++d) a->out[d] = 0.0f;
+  for (int first = 0; first < a->n_positions; first += kAttentionTile) {
+    const int left = a->n_positions - first;
+    const int count = left < kAttentionTile ? left : kAttentionTile;
+    const Kv* k = (const Kv*)a->k + (size_t)first * n;
+    const Kv* v = (const Kv*)a->v + (size_t)first * n;
+    float s[kAttentionTile], tile_peak = peak;
+    for (int i = 0; i < count; ++i) {
+      s[i] = dot(a->q, k + (size_t)i * n, n) * a->scale;
+      tile_peak = s[i] > tile_peak ? s[i] : tile_peak;
+    }
+    const float keep = canonical_exp(peak - tile_peak);
+    float lane[8] = {};
+    const int whole_scores = count & ~7;
+    __m256 sums = _mm256_setzero_ps();
+    for (int i = 0; i < whole_scores; i += 8) {
+      const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i), _mm256_set1_ps(tile_peak)));
+      _mm256_storeu_ps(s + i, e);
+      sums = _mm256_add_ps(sums, e);
+    }
+    _mm256_storeu_ps(lane, sums);
+    for (int i = whole_scores; i < count; ++i) {
+      s[i] = canonical_exp(s[i] - tile_peak);
+      lane[i % 8] = lane[i % 8] + s[i];
+    }
+    total = __builtin_fmaf(total, keep, reduce8(lane));
+    for (int d = 0; d < whole; d += 8) {
+      __m256 sum = _mm256_mul_ps(_mm256_loadu_ps(a->out + d), _mm256_set1_ps(keep));
+      for (int i = 0; i < count; ++i)
+        sum = _mm256_fmadd_ps(_mm256_set1_ps(s[i]), load_kv8(v + (size_t)i * n + d), sum);
+      _mm256_storeu_ps(a->out + d, sum);
+    }
+    for (int d = whole; d < n; ++d) {
+      float sum = a->out[d] * keep;
+      for (int i = 0; i < count; ++i)
+        sum = __builtin_fmaf(s[i], load_kv(v + (size_t)i * n + d), sum);
+      a->out[d] = sum;
+    }
+    peak = tile_peak;
+  }
+  for (int d = 0; d < n; ++d) a->out[d] = a->out[d] / total;
+}
+
+void to_half_avx2(const float* x, uint16_t* y, int n) {
+  const int whole = n & ~7;
+  for (int j = 0; j < whole; j += 8)
+    _mm_storeu_si128((__m128i*)(y + j),
+                     _mm256_cvtps_ph(_mm256_loadu_ps(x + j), _MM_FROUND_TO_NEAREST_INT));
+  for (int j = whole; j < n; ++j) y[j] = float_to_half(x[j]);
+}
+
+}  // namespace
+
+const Kernels* kernel_table_avx2() {
+  static const Kernels table = {"avx2",
+                                kMatmulF32Avx2,
+                                kMatmulF16Avx2,
+                                kMatmulBF16Avx2,
+                                kMatmulQ4_0Avx2,
+                                kMatmulQ4_1Avx2,
+                                kMatmulQ8_0Avx2,
+                                quantize_avx2,
+                                rms_norm_avx2,
+                                silu_gate_avx2,
+                                attention_avx2<uint16_t>,
+                                attention_avx2<float>,
+                                to_half_avx2};
+  return &table;
+}
+
+}  // namespace edge_rt

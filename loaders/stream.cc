@@ -1,0 +1,168 @@
+#include "loaders/stream.h"
+
+#include <chrono>
+#include <stdexcept>
+
+namespace edge_rt {
+namespace {
+
+constexpr size_t kSlots = 4096;  // blocks with memory at one time
+constexpr int kSpins = 2000;     // about 20 us before a waiting thread sleeps
+
+}  // namespace
+
+StreamRing::StreamRing(Reader& reader, const File& file, std::byte* memory, size_t bytes)
+    : reader_(reader), file_(file), memory_(memory), bytes_(bytes), segments_(2), slots_(kSlots) {}
+
+StreamRing::~StreamRing() { reset(); }
+
+void StreamRing::set_segments(std::vector<std::vector<StreamBlock>> segments) {
+  if (segments.size() != 2) throw std::invalid_argument("the ring knows two segments");
+  for (const auto& blocks : segments)
+    for (const StreamBlock& block : blocks)
+      if (file_.cover(block.offset, block.length).length > bytes_)
+        throw std::invalid_argument("a block of " + std::to_string(block.length) +
+                                    " bytes does not fit the ring");
+  reset();
+  std::lock_guard<std::mutex> lock(mutex_);
+  segments_ = std::move(segments);
+}
+
+void StreamRing::append(int segment) {
+  instances_.push_back({segment, planned_});
+  planned_ += segments_[segment].size();
+}
+
+void StreamRing::plan(const std::vector<int>& wanted) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  size_t same = 0;
+  const size_t n_waiting = instances_.size() - n_begun_;
+  while (same < wanted.size() && same < n_waiting &&
+         instances_[n_begun_ + same].segment == wanted[same])
+    ++same;
+  if (same < wanted.size() && same < n_waiting) {  // a wrong guess: take its memory back
+    wait_until_loaded(lock);
+    const uint64_t cut = instances_[n_begun_ + same].first;
+    instances_.resize(n_begun_ + same);
+    planned_ = cut;
+    if (granted_ > cut) granted_ = cut;
+    if (oldest_ > cut) oldest_ = cut;
+  }
+  for (; same < wanted.size(); ++same) append(wanted[same]);
+  grant();
+}
+
+uint64_t StreamRing::begin(int segment) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (n_begun_ >= instances_.size() || instances_[n_begun_].segment != segment)
+    throw std::logic_error("this segment was not planned");
+  const uint64_t first = instances_[n_begun_++].first;
+  grant();
+  return first;
+}
+
+bool StreamRing::allocate(size_t length, size_t* at) const {
+  if (oldest_ == granted_) {
+    *at = 0;
+    return length <= bytes_;
+  }
+  const Slot& newest = slots_[(granted_ - 1) % slots_.size()];
+  const size_t head = newest.at + newest.length;
+  const size_t tail = slots_[oldest_ % slots_.size()].at;
+  if (newest.at >= tail) {  // used memory is one run: try behind it, then before it
+    *at = length <= bytes_ - head ? head : 0;
+    return *at == head || length <= tail;
+  }
+  *at = head;
+  return length <= tail - head;
+}
+
+void StreamRing::grant() {
+  // Instances that are begun and wholly granted are history.
+  while (n_begun_ > 0 && granted_ >= instances_[0].first + segments_[instances_[0].segment].size()) {
+    instances_.pop_front();
+    --n_begun_;
+  }
+  if (segments_[0].empty() && segments_[1].empty()) return;
+  size_t i = 0;
+  while (granted_ - oldest_ < slots_.size()) {
+    if (granted_ == planned_) append(instances_.empty() || instances_.back().segment == 1 ? 0 : 1);
+    while (granted_ >= instances_[i].first + segments_[instances_[i].segment].size()) {
+      if (++i == instances_.size()) append(instances_.back().segment == 1 ? 0 : 1);
+    }
+    const StreamBlock& block = segments_[instances_[i].segment][granted_ - instances_[i].first];
+    const AlignedExtent extent = file_.cover(block.offset, block.length);
+    size_t at;
+    if (!allocate(extent.length, &at)) return;
+    Slot& s = slot(granted_);
+    s.at = at;
+    s.length = extent.length;
+    s.lead = extent.lead;
+    s.error = 0;
+    s.released = false;
+    s.ready.store(0, std::memory_order_relaxed);
+    ++in_flight_;
+    bytes_requested_.fetch_add(extent.length, std::memory_order_relaxed);
+    requests_.fetch_add(1, std::memory_order_relaxed);
+    reader_.submit({extent.offset, extent.length, extent.lead + block.length, memory_ + at,
+                    &StreamRing::on_done, this, granted_},
+                   /*urgent=*/false);
+    ++granted_;
+  }
+}
+
+void StreamRing::on_done(void* context, uint64_t tag, int error, const char* reason) {
+  auto* self = static_cast<StreamRing*>(context);
+  std::lock_guard<std::mutex> lock(self->mutex_);
+  Slot& s = self->slot(tag);
+  s.error = error;
+  if (error != 0) s.reason = reason;
+  s.ready.store(tag + 1, std::memory_order_release);
+  --self->in_flight_;
+  // Under the lock: once the last read is seen as done, the ring may be destroyed.
+  self->arrived_.notify_all();
+}
+
+const std::byte* StreamRing::wait(uint64_t sequence, const std::function<bool()>& poll) {
+  Slot& s = slot(sequence);
+  for (int i = 0; i < kSpins && s.ready.load(std::memory_order_acquire) != sequence + 1; ++i) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  while (s.ready.load(std::memory_order_acquire) != sequence + 1) {
+    if (poll()) return nullptr;
+    std::unique_lock<std::mutex> lock(mutex_);
+    arrived_.wait_for(lock, std::chrono::milliseconds(20), [&] {
+      return s.ready.load(std::memory_order_acquire) == sequence + 1;
+    });
+  }
+  if (s.error != 0) throw IoError(s.error, s.reason);
+  return memory_ + s.at + s.lead;
+}
+
+void StreamRing::release(uint64_t sequence) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  slot(sequence).released = true;
+  bool freed = false;
+  while (oldest_ < granted_ && slot(oldest_).released) {
+    slot(oldest_).released = false;
+    ++oldest_;
+    freed = true;
+  }
+  if (freed) grant();
+}
+
+void StreamRing::wait_until_loaded(std::unique_lock<std::mutex>& lock) {
+  arrived_.wait(lock, [this] { return in_flight_ == 0; });
+}
+
+void StreamRing::reset() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  wait_until_loaded(lock);
+  instances_.clear();
+  n_begun_ = 0;
+  planned_ = granted_ = oldest_ = granted_;
+}
+
+}  // namespace edge_rt

@@ -1,0 +1,346 @@
+"""Write GGUF models of random weights, of any size, fast, in little memory, without torch.
+
+    python scripts/make_model.py --preset llama-1.6g big.gguf
+    python scripts/make_model.py --layers 2 --hidden 128 --ffn 352 --heads 4 --kv-heads 2 \\
+        --head-dim 32 --vocab 512 --format Q8_0 --tied tiny.gguf
+
+The weights are noise with real statistics: dequantized they have a standard deviation of
+0.7 / sqrt(columns), so activations and logits stay finite and differ per token. The same seed
+gives the same bytes. The vocabulary is SentencePiece's with byte fallback, as llama's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+ALIGNMENT = 32
+CHUNK_ELEMENTS = 1 << 22  # weights made at a time: bounds memory to some tens of MiB
+
+# name -> (ggml id, elements per block, bytes per block)
+FORMATS = {
+    "F32": (0, 1, 4),
+    "F16": (1, 1, 2),
+    "Q4_0": (2, 32, 18),
+    "Q4_1": (3, 32, 20),
+    "Q8_0": (8, 32, 34),
+    "BF16": (30, 1, 2),
+}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+Fill = Callable[[BinaryIO], None]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A dense llama. ``rope_factors``: one divisor per rotated pair (llama3 scaling) or none."""
+
+    layers: int = 2
+    hidden: int = 128
+    ffn: int = 352
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 32
+    vocab: int = 512
+    context: int = 4096
+    format: str = "Q4_0"
+    tied: bool = False
+    rope_theta: float = 500000.0
+    rope_scaling: str = "none"  # none, linear or llama3
+    rope_factor: float = 4.0
+    norm_eps: float = 1e-5
+    name: str = "random llama"
+
+    def check(self) -> None:
+        _, block, _ = FORMATS[self.format]
+        for what, n in (("hidden", self.hidden), ("ffn", self.ffn), ("q", self.q_dim)):
+            if n % block:
+                raise SystemExit(f"{what} width {n} is not whole blocks of {self.format} ({block})")
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise SystemExit("heads must be a multiple of kv-heads, and head-dim even")
+        if self.vocab < 300:
+            raise SystemExit("a byte-fallback vocabulary needs at least 300 pieces")
+
+    @property
+    def q_dim(self) -> int:
+        return self.heads * self.head_dim
+
+
+PRESETS = {
+    "llama-1.6g": Config(
+        layers=28, hidden=3072, ffn=8192, heads=24, kv_heads=8, head_dim=128, vocab=32000,
+        name="random llama 1.6 GiB",
+    ),
+}  # fmt: skip
+
+
+# --- GGUF writing -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """``dims`` in GGUF order: columns first."""
+
+    name: str
+    dims: tuple[int, ...]
+    format: str
+    fill: Fill
+
+    @property
+    def n_bytes(self) -> int:
+        _, block, size = FORMATS[self.format]
+        return math.prod(self.dims) // block * size
+
+
+@dataclass
+class GGUFFile:
+    """Metadata and lazily made tensors of one GGUF v3."""
+
+    metadata: list[bytes] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+
+    def add(self, key: str, value: object) -> None:
+        kind, payload = _value(value)
+        self.metadata.append(_string(key) + struct.pack("<I", kind) + payload)
+
+    def write(self, path: Path) -> None:
+        """Write beside ``path``, fsync and rename: a reader never sees half a file."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as out:
+                self._write(out)
+                out.flush()
+                os.fsync(out.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _write(self, out: BinaryIO) -> None:
+        out.write(b"GGUF" + struct.pack("<IQQ", 3, len(self.tensors), len(self.metadata)))
+        out.writelines(self.metadata)
+        offset = 0
+        for t in self.tensors:
+            out.write(_string(t.name) + struct.pack(f"<I{len(t.dims)}Q", len(t.dims), *t.dims))
+            out.write(struct.pack("<IQ", FORMATS[t.format][0], offset))
+            offset += -(-t.n_bytes // ALIGNMENT) * ALIGNMENT
+        for t in self.tensors:
+            out.write(b"\0" * (-out.tell() % ALIGNMENT))
+            start = out.tell()
+            t.fill(out)
+            if out.tell() - start != t.n_bytes:
+                raise AssertionError(f"{t.name}: {out.tell() - start} bytes, not {t.n_bytes}")
+        out.write(b"\0" * (-out.tell() % ALIGNMENT))
+
+
+def _string(text: str | bytes) -> bytes:
+    raw = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _value(value: object) -> tuple[int, bytes]:
+    """GGUF type id and bytes: bool, uint32, float32, string, or an array of one of them."""
+    if isinstance(value, bool):
+        return 7, struct.pack("<?", value)
+    if isinstance(value, int):
+        return (4, struct.pack("<I", value)) if value >= 0 else (5, struct.pack("<i", value))
+    if isinstance(value, float):
+        return 6, struct.pack("<f", value)
+    if isinstance(value, (str, bytes)):
+        return 8, _string(value)
+    if isinstance(value, np.ndarray):
+        kind = {"f": 6, "i": 5}[value.dtype.kind]
+        return 9, struct.pack("<IQ", kind, value.size) + value.astype(
+            f"<{value.dtype.kind}4"
+        ).tobytes()
+    if isinstance(value, Sequence):
+        return 9, struct.pack("<IQ", 8, len(value)) + b"".join(map(_string, value))
+    raise TypeError(f"no GGUF type for {type(value)}")
+
+
+# --- contents ---------------------------------------------------------------------------------
+
+
+def vocabulary(n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Pieces, scores, types: <unk> <s> </s>, 256 bytes, single letters, then made-up syllables.
+
+    Every longer piece is an earlier piece plus one that exists, so merging can reach all.
+    """
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
+    types = [2, 3, 3, *[6] * 256]
+    letters = ["▁", *"etaoinsrhldcumfpgwybvkxjqz"]
+    seen = set(letters)
+    made = list(letters)
+    frontier = 0
+    while len(made) < n - len(pieces):
+        for letter in letters[1:]:
+            piece = made[frontier] + letter
+            if piece not in seen:
+                seen.add(piece)
+                made.append(piece)
+        frontier += 1
+    pieces += made[: n - len(pieces)]
+    types += [1] * (n - len(types))
+    scores = np.zeros(n, np.float32)
+    # Merges rank by score: letters least, then the earlier a piece the likelier it is.
+    scores[259:] = -np.arange(n - 259, dtype=np.float32)
+    scores[259 : 259 + len(letters)] -= n
+    return pieces, scores, np.array(types, np.int32)
+
+
+def llama3_factors(config: Config) -> np.ndarray:
+    """(head_dim / 2,) frequency divisors of llama3 scaling, as llama.cpp's converter writes."""
+    dim, original = config.head_dim, config.context / config.rope_factor
+    low, high = 1.0, 4.0
+    wavelength = 2 * math.pi * config.rope_theta ** (np.arange(0, dim, 2) / dim)
+    smooth = (original / wavelength - low) / (high - low)
+    mixed = 1 / ((1 - smooth) / config.rope_factor + smooth)
+    factors = np.where(wavelength > original / low, config.rope_factor, mixed)
+    return np.where(wavelength < original / high, 1.0, factors).astype(np.float32)
+
+
+def random_blocks(rng: np.random.Generator, fmt: str, n: int, std: float) -> bytes:
+    """``n`` weights of standard deviation ``std`` in ``fmt``."""
+    _, block, size = FORMATS[fmt]
+    n_blocks = n // block
+    if block == 1:
+        # A sum of four uniforms is close enough to normal, and several times faster.
+        raw = np.frombuffer(rng.bytes(4 * n), np.uint8).reshape(n, 4).sum(1, dtype=np.uint16)
+        x = (raw.astype(np.float32) - 510) * np.float32(std / 147.8)
+        if fmt == "BF16":
+            return (x.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+        return x.astype(np.float16 if fmt == "F16" else np.float32).tobytes()
+    out = np.frombuffer(bytearray(rng.bytes(n_blocks * size)), np.uint8).reshape(n_blocks, size)
+    # Uniform codes have std 4.61 (nibbles) or 73.9 (bytes); scales spread by ±25 %.
+    spread = 0.75 + 0.5 * rng.random(n_blocks, dtype=np.float32)
+    unit = std / (73.9 if fmt == "Q8_0" else 4.64)
+    d = (unit * spread).astype(np.float16)
+    if fmt == "Q4_0":
+        # Codes -8..7 have a mean of -0.5, which would add up to one loud direction in all rows.
+        # Scales of either sign, which ggml's quantizer writes too, cancel it.
+        d = np.where(rng.random(n_blocks, dtype=np.float32) < 0.5, -d, d)
+    out[:, :2] = d.view(np.uint8).reshape(-1, 2)
+    if fmt == "Q4_1":
+        m = (d.astype(np.float32) * np.float32(-7.5)).astype(np.float16)
+        out[:, 2:4] = m.view(np.uint8).reshape(-1, 2)
+    if fmt == "Q8_0":
+        codes = out[:, 2:]
+        codes[codes == 0x80] = 0x81  # quantizers never write -128
+    return out.tobytes()
+
+
+def matrix(name: str, n_cols: int, n_rows: int, fmt: str, seed: list[int]) -> Tensor:
+    """Noise that depends on the seed and the tensor's name, not on the order of writing."""
+    std = 0.7 / math.sqrt(n_cols)
+
+    def fill(out: BinaryIO) -> None:
+        rng = np.random.default_rng([*seed, *name.encode()])
+        left = n_cols * n_rows
+        while left:
+            n = min(left, CHUNK_ELEMENTS)
+            out.write(random_blocks(rng, fmt, n, std))
+            left -= n
+
+    return Tensor(name, (n_cols, n_rows), fmt, fill)
+
+
+def vector(name: str, values: np.ndarray) -> Tensor:
+    data = values.astype("<f4").tobytes()
+    return Tensor(name, (values.size,), "F32", lambda out: out.write(data) and None)
+
+
+def norm(name: str, n: int, seed: list[int]) -> Tensor:
+    rng = np.random.default_rng([*seed, *name.encode()])
+    return vector(name, 1 + 0.1 * (rng.random(n, dtype=np.float32) - 0.5))
+
+
+def tensors(c: Config, seed: list[int]) -> Iterator[Tensor]:
+    kv_dim = c.kv_heads * c.head_dim
+    yield matrix("token_embd.weight", c.hidden, c.vocab, c.format, seed)
+    if c.rope_scaling == "llama3":
+        yield vector("rope_freqs.weight", llama3_factors(c))
+    for i in range(c.layers):
+        p = f"blk.{i}."
+        yield norm(p + "attn_norm.weight", c.hidden, seed)
+        yield matrix(p + "attn_q.weight", c.hidden, c.q_dim, c.format, seed)
+        yield matrix(p + "attn_k.weight", c.hidden, kv_dim, c.format, seed)
+        yield matrix(p + "attn_v.weight", c.hidden, kv_dim, c.format, seed)
+        yield matrix(p + "attn_output.weight", c.q_dim, c.hidden, c.format, seed)
+        yield norm(p + "ffn_norm.weight", c.hidden, seed)
+        yield matrix(p + "ffn_gate.weight", c.hidden, c.ffn, c.format, seed)
+        yield matrix(p + "ffn_up.weight", c.hidden, c.ffn, c.format, seed)
+        yield matrix(p + "ffn_down.weight", c.ffn, c.hidden, c.format, seed)
+    yield norm("output_norm.weight", c.hidden, seed)
+    if not c.tied:
+        yield matrix("output.weight", c.hidden, c.vocab, c.format, seed)
+
+
+def build(c: Config, seed: int) -> GGUFFile:
+    c.check()
+    gguf = GGUFFile()
+    gguf.add("general.architecture", "llama")
+    gguf.add("general.name", c.name)
+    gguf.add("general.file_type", FILE_TYPES[c.format])
+    gguf.add("general.quantization_version", 2)
+    gguf.add("llama.block_count", c.layers)
+    gguf.add("llama.context_length", c.context)
+    gguf.add("llama.embedding_length", c.hidden)
+    gguf.add("llama.feed_forward_length", c.ffn)
+    gguf.add("llama.attention.head_count", c.heads)
+    gguf.add("llama.attention.head_count_kv", c.kv_heads)
+    gguf.add("llama.attention.key_length", c.head_dim)
+    gguf.add("llama.attention.value_length", c.head_dim)
+    gguf.add("llama.attention.layer_norm_rms_epsilon", c.norm_eps)
+    gguf.add("llama.rope.dimension_count", c.head_dim)
+    gguf.add("llama.rope.freq_base", c.rope_theta)
+    gguf.add("llama.vocab_size", c.vocab)
+    if c.rope_scaling == "linear":
+        gguf.add("llama.rope.scaling.type", "linear")
+        gguf.add("llama.rope.scaling.factor", c.rope_factor)
+    pieces, scores, types = vocabulary(c.vocab)
+    gguf.add("tokenizer.ggml.model", "llama")
+    gguf.add("tokenizer.ggml.pre", "default")
+    gguf.add("tokenizer.ggml.tokens", pieces)
+    gguf.add("tokenizer.ggml.scores", scores)
+    gguf.add("tokenizer.ggml.token_type", types)
+    gguf.add("tokenizer.ggml.bos_token_id", 1)
+    gguf.add("tokenizer.ggml.eos_token_id", 2)
+    gguf.add("tokenizer.ggml.unknown_token_id", 0)
+    gguf.add("tokenizer.ggml.add_bos_token", True)
+    gguf.add("tokenizer.ggml.add_eos_token", False)
+    gguf.tensors = list(tensors(c, [seed]))
+    return gguf
+
+
+def main() -> int:
+    base = Config()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--preset", choices=PRESETS)
+    parser.add_argument("--seed", type=int, default=0)
+    for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context"):
+        parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N")
+    parser.add_argument("--format", choices=FORMATS)
+    parser.add_argument("--tied", action="store_true", default=None)
+    parser.add_argument("--rope-theta", type=float)
+    parser.add_argument("--rope-scaling", choices=["none", "linear", "llama3"])
+    parser.add_argument("--rope-factor", type=float)
+    args = vars(parser.parse_args())
+    path, preset, seed = args.pop("out"), args.pop("preset"), args.pop("seed")
+    given = {key: value for key, value in args.items() if value is not None}
+    config = replace(PRESETS[preset] if preset else base, **given)
+    gguf = build(config, seed)
+    gguf.write(path)
+    print(f"{path}: {path.stat().st_size:,} bytes, {len(gguf.tensors)} tensors")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Fixtures shared by all tests. What is missing is skipped aloud, with the cure."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def load_script(name: str, folder: str = "scripts") -> ModuleType:
+    """Import ``<folder>/<name>.py``: developer tools are files, not a package."""
+    key = f"edge_rt_{folder}_{name}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, ROOT / folder / f"{name}.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[key] = module  # before it runs: dataclasses look their module up
+        spec.loader.exec_module(module)
+    return sys.modules[key]
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The demo model's file."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = Path(os.environ.get("EDGE_RT_DEMO_MODEL") or cache / "edge-rt" / DEMO_FILE)
+    if not path.is_file():
+        pytest.skip(f"NO DEMO MODEL at {path}: run `edge-rt pull demo` or set EDGE_RT_DEMO_MODEL")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories_model() -> Path:
+    """stories260K in F32: 5 layers, hidden 64; small enough to live in the tree."""
+    path = ROOT / "tests/data/stories260K-F32.gguf"
+    if not path.is_file():
+        pytest.skip(f"NO STORIES MODEL: {path.relative_to(ROOT)} is missing from the checkout")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Texts, vocabularies and templates too large or too foreign for the repository."""
+    path = Path(os.environ.get("EDGE_RT_SHARED") or ROOT.parent / "shared")
+    data = path / "data" if (path / "data").is_dir() else path
+    if not (data / "texts").is_dir():
+        pytest.skip(f"NO SHARED DATA at {path}: set EDGE_RT_SHARED to the folder holding texts/")
+    return data
+
+
+@pytest.fixture(scope="session")
+def cgroup() -> ModuleType:
+    """The module scripts/cgroup.py: ``cgroup.run(argv, limit_bytes)`` runs under a hard limit."""
+    module = load_script("cgroup")
+    reason = module.available()
+    if reason:
+        pytest.skip(f"NO MEMORY CGROUP: {reason}")
+    return module
+
+
+@pytest.fixture(scope="session")
+def parity() -> ModuleType:
+    """The module tests/parity_models.py: tiny Hugging Face models and their GGUFs."""
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"NO PARITY MODELS: {package} is missing; pip install 'edge-rt[parity]'")
+    return load_script("parity_models", "tests")
