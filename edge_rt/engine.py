@@ -16,6 +16,7 @@ from edge_rt.assemble import assemble
 from edge_rt.chat_template import ChatTemplate
 from edge_rt.demo import demo_path
 from edge_rt.errors import BudgetError, EdgeRTError, ModelError, StorageError, UsageError
+from edge_rt.forecast import learn
 from edge_rt.generation import Completion
 from edge_rt.loaders.gguf import GGUFFile, TensorInfo
 from edge_rt.planner import Plan, Planner, Settings, default_threads
@@ -223,6 +224,10 @@ class Engine:
     def stats(self) -> dict[str, int]:
         """Counters since the last (re)start: passes, tokens, flash bytes and requests, times in ns."""
         return self._running().stats()
+
+    def learn(self, steps: int, seconds: float, stall_s: float) -> None:
+        """Keep the rates of a decoding run for later forecasts."""
+        learn(self._planner, self._plan, steps, seconds, stall_s)
 
     # -- passes ---------------------------------------------------------------------------------
 

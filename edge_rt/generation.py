@@ -80,8 +80,9 @@ class Stream:
                 timer.prefilled()
                 seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
                 sampler = Sampler(seed)
-                # The text starts after the prompt, so no leading space is stripped.
-                decoder = engine.tokenizer.stream(continues=True)
+                # A leading space belongs to the text unless nothing was before it.
+                tokenizer = engine.tokenizer
+                decoder = tokenizer.stream(continues=any(map(tokenizer.is_ordinary, prompt)))
                 stop = StopStrings(sampling.stop)
                 while True:
                     token = engine.sample(sampler, sampling, prompt + generated)
@@ -102,9 +103,8 @@ class Stream:
                 if piece := stop.push(decoder.flush()) + stop.flush():
                     text.append(piece)
                     yield piece
-            self.completion = Completion(
-                "".join(text), generated, finish, timer.stats(len(prompt), len(generated))
-            )
+            stats = timer.stats(len(prompt), len(generated))
+            self.completion = Completion("".join(text), generated, finish, stats)
 
 
 class _Timer:
@@ -131,6 +131,8 @@ class _Timer:
         decode_s = times[-1] - times[0] if len(times) > 1 else 0.0
         prefilled = self._after_prefill["tokens"] - self._before["tokens"]
         flash = now["flash_bytes"] - self._after_prefill["flash_bytes"]
+        decode_stall = (now["stall_ns"] - self._after_prefill["stall_ns"]) / 1e9
+        self._engine.learn(steps, decode_s, decode_stall)
         return {
             "prompt_tokens": n_prompt,
             "generated_tokens": n_generated,

@@ -179,7 +179,8 @@ def merge_symbols(symbols: list[Any], lookup: Any) -> list[Any]:
 
 
 def _merge_by_heap(symbols: list[Any], lookup: Any) -> list[Any]:
-    """The same in O(n log n) for texts without any boundary; entries gone stale are skipped."""
+    """The same in O(n log n) for texts without any boundary; an entry is stale when
+    one of its two symbols has been joined since."""
     n = len(symbols)
     after = array("q", range(1, n + 1))
     before = array("q", range(-1, n - 1))
@@ -191,7 +192,7 @@ def _merge_by_heap(symbols: list[Any], lookup: Any) -> list[Any]:
     heapify(heap)
     while heap:
         _, left, right, left_was, right_was, joined = heappop(heap)
-        if symbols[left] != left_was or symbols[right] != right_was or after[left] != right:
+        if symbols[left] != left_was or symbols[right] != right_was:
             continue
         symbols[left], symbols[right] = joined, None
         after[left] = behind = after[right]

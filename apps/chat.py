@@ -1,0 +1,179 @@
+"""``edge-rt chat``: a conversation on the terminal or through a pipe."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from edge_rt.apps import options as o
+from edge_rt.errors import EdgeRTError, UsageError
+from edge_rt.sizes import format_size
+
+_HELP = """\
+/help          this list
+/system TEXT   set the system message and start over
+/reset         start over
+/undo          take back the last question and answer
+/ram SIZE      change the budget; the conversation stays
+/stats         speed of the last answer and memory by role
+/exit          leave (also Ctrl-D)
+Ctrl-C stops an answer; a second time at the prompt it leaves."""
+
+
+class Conversation:
+    """The messages so far, the engine that answers, and the /commands."""
+
+    def __init__(self, engine: Any, system: str | None, max_tokens: int, sampling: dict[str, Any]):
+        self.engine = engine
+        self.max_tokens = max_tokens
+        self.sampling = sampling
+        self.messages: list[dict[str, str]] = []
+        self.last: Any = None
+        self.set_system(system)
+
+    def set_system(self, text: str | None) -> None:
+        self.messages = [{"role": "system", "content": text}] if text else []
+
+    def reset(self) -> None:
+        system = self.messages[:1] if self.messages[:1] and self._has_system() else []
+        self.messages = system
+
+    def _has_system(self) -> bool:
+        return self.messages[0]["role"] == "system"
+
+    def ask(self, text: str) -> None:
+        """Print the answer to ``text`` as it comes and remember both."""
+        question = {"role": "user", "content": text}
+        stream = self.engine.chat([*self.messages, question], self.max_tokens, **self.sampling)
+        answer = []
+        try:
+            for piece in stream:
+                answer.append(piece)
+                print(piece, end="", flush=True)
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print("\n(stopped)", end="")
+        print(flush=True)
+        self.last = stream.completion
+        self.messages += [question, {"role": "assistant", "content": "".join(answer)}]
+
+    def command(self, line: str) -> bool:
+        """Run a /command; False ends the conversation."""
+        name, _, argument = line[1:].partition(" ")
+        argument = argument.strip()
+        match name:
+            case "exit" | "quit" | "bye":
+                return False
+            case "help":
+                print(_HELP)
+            case "system":
+                self.set_system(argument or None)
+            case "reset":
+                self.reset()
+            case "undo":
+                if len(self.messages) >= 2 and self.messages[-1]["role"] == "assistant":
+                    del self.messages[-2:]
+                else:
+                    print("nothing to undo")
+            case "ram":
+                self.engine.resize(argument)
+                print(f"budget {format_size(self.engine.memory()['budget'])}")
+            case "stats":
+                print(self.stats())
+            case _:
+                print(f"no command /{name}; /help lists them")
+        return True
+
+    def stats(self) -> str:
+        memory = self.engine.memory()
+        rows = [f"  {role:<12}{format_size(n):>12}" for role, n in memory["roles"].items()]
+        head = f"held {format_size(memory['held'])} of {format_size(memory['budget'])}"
+        if self.last is not None:
+            s = self.last.stats
+            head += f"; {s['decode_tok_s']:.1f} tok/s, first token after {s['ttft_s']:.2f} s"
+            head += f", {format_size(s['flash_bytes_per_token'])} from flash per token"
+        return "\n".join([head, *rows])
+
+
+def chat(
+    model: o.Model = None,
+    ram: o.Ram = None,
+    ctx: o.Ctx = None,
+    system: o.System = None,
+    max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", metavar="N")] = 512,
+    temp: o.Temp = 0.7,
+    top_k: o.TopK = 40,
+    top_p: o.TopP = 0.95,
+    min_p: o.MinP = 0.05,
+    repeat_penalty: o.RepeatPenalty = 1.0,
+    presence_penalty: o.PresencePenalty = 0.0,
+    frequency_penalty: o.FrequencyPenalty = 0.0,
+    seed: o.Seed = None,
+    stop: o.Stop = None,
+    threads: o.Threads = None,
+    kv: o.Kv = "f16",
+    io: o.Io = "auto",
+    weight_cap: o.WeightCap = None,
+) -> None:
+    """Talk to the model. From a pipe, each line is a message."""
+    path = o.model_path(model)
+    from edge_rt.engine import Engine
+
+    sampling = {
+        "temperature": temp,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repeat_penalty": repeat_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "seed": seed,
+        "stop": stop or (),
+    }
+    with Engine(
+        path,
+        o.budget_of(ram),
+        ctx=ctx,
+        threads=threads,
+        kv=kv,
+        io=io,
+        weight_cap=weight_cap,
+        progress=o.loading_progress(),
+    ) as engine:
+        engine.template()  # say now if there is none
+        talk = Conversation(engine, system, max_tokens, sampling)
+        interactive = sys.stdin.isatty()
+        if interactive:
+            _prepare_terminal()
+            print(f"{path}: /help lists the commands, /exit or Ctrl-D leaves")
+        while True:
+            try:
+                line = input("> " if interactive else "")
+            except EOFError:
+                break
+            except UnicodeDecodeError as error:
+                raise UsageError(f"a message is not UTF-8: {error.reason}") from None
+            if not line.strip():
+                continue
+            try:
+                if line.startswith("/"):
+                    if not talk.command(line):
+                        break
+                else:
+                    talk.ask(line)
+            except EdgeRTError as error:
+                if not interactive:
+                    raise
+                o.say(f"error: {error}")
+
+
+def _prepare_terminal() -> None:
+    """Line editing and history of this session where the platform has readline."""
+    try:
+        import readline
+    except ImportError:
+        return
+    readline.set_history_length(1000)

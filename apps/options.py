@@ -1,0 +1,145 @@
+"""Options that several commands share, and what they do together."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from edge_rt.demo import demo_path, pull_demo
+from edge_rt.errors import UsageError
+from edge_rt.process import available_bytes
+from edge_rt.sizes import format_size, parse_size
+
+Model = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help="a GGUF file; the demo model if omitted")
+]
+Ram = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="what the process may hold: 512MiB, 1.5GiB, 800M"),
+]
+Ctx = Annotated[int | None, typer.Option(metavar="N", help="context in tokens")]
+Threads = Annotated[int | None, typer.Option(metavar="N", help="compute threads")]
+Kv = Annotated[str, typer.Option(metavar="f16|f32", help="elements of the KV cache")]
+Io = Annotated[str, typer.Option(metavar="auto|pread", help="how the drive is read")]
+WeightCap = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="keep at most this much weight resident (tests)")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", help="tokens to make")]
+Temp = Annotated[float, typer.Option(metavar="T", help="temperature; 0 takes the likeliest")]
+TopK = Annotated[int, typer.Option(metavar="K", help="sample from the K likeliest; 0 is off")]
+TopP = Annotated[float, typer.Option(metavar="P", help="sample from this mass; 1 is off")]
+MinP = Annotated[float, typer.Option(metavar="P", help="relative to the likeliest; 0 is off")]
+RepeatPenalty = Annotated[float, typer.Option(metavar="X", help="1 is off")]
+PresencePenalty = Annotated[float, typer.Option(metavar="X", help="0 is off")]
+FrequencyPenalty = Annotated[float, typer.Option(metavar="X", help="0 is off")]
+LogitBias = Annotated[
+    list[str] | None, typer.Option(metavar="ID=X", help="add X to a token's logit; repeatable")
+]
+Seed = Annotated[int | None, typer.Option(metavar="S", help="makes sampling repeatable")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="end at TEXT; repeatable")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="go on after the end token")]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="the system message")]
+
+T = TypeVar("T")
+
+
+def say(text: str) -> None:
+    """A line for people: stderr, so that stdout stays clean."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: object) -> None:
+    """The one JSON object of ``--json``."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def model_path(model: str | None) -> str:
+    """The model to run; without one the demo model, offered on a terminal if it is not there."""
+    if model is not None:
+        if not Path(model).exists():
+            raise UsageError(f"no such file: {model}")
+        return model
+    try:
+        return str(demo_path())
+    except UsageError:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise
+        if not typer.confirm("The demo model is not here. Fetch it (93.8 MiB)?", err=True):
+            raise
+        return str(pull_demo())
+
+
+def budget_of(ram: str | None) -> int:
+    """``--ram``, or what is free now less a margin, said aloud."""
+    if ram is not None:
+        return parse_size(ram)
+    budget = available_bytes() * 9 // 10
+    say(f"no --ram given: using {format_size(budget)}, nine tenths of what is free now")
+    return budget
+
+
+def loading_progress() -> Callable[[int, int], None] | None:
+    """A percentage on a terminal while weights are read; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        print(f"\rloading {100 * done // max(1, total):3d} %\r", end="", file=sys.stderr, flush=True)
+
+    return show
+
+
+def parse_bias(pairs: list[str] | None) -> dict[int, float]:
+    """``["12=-5", "7=inf"]`` as a mapping from token id to bias."""
+    bias = {}
+    for pair in pairs or []:
+        token, _, value = pair.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise UsageError(f"not a logit bias: {pair!r} (write ID=X, as in 12=-5.0)") from None
+    return bias
+
+
+def process_seconds() -> float:
+    """Wall time since this process started, from the kernel's own record."""
+    import time
+
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, ValueError, IndexError):
+        return time.process_time()
+
+
+def run_report(engine: Any, completion: Any) -> dict[str, Any]:
+    """The object that ``generate --json`` prints."""
+    stats, memory, counters = completion.stats, engine.memory(), engine.stats()
+    return {
+        "text": completion.text,
+        "tokens": completion.tokens,
+        "prompt_tokens": stats["prompt_tokens"],
+        "generated_tokens": stats["generated_tokens"],
+        "prefill_tok_s": stats["prefill_tok_s"],
+        "decode_tok_s": stats["decode_tok_s"],
+        "ttft_s": stats["ttft_s"],
+        "load_s": engine.load_s,
+        "process_s": process_seconds(),
+        "budget_bytes": memory["budget"],
+        "peak_rss_bytes": memory["peak"],
+        "model_bytes": engine.source.file_size,
+        "resident_bytes": engine.plan.resident_bytes,
+        "flash_bytes_read": counters["flash_bytes"],
+        "flash_bytes_per_token": stats["flash_bytes_per_token"],
+        "cache": {"hits": counters["block_hits"], "misses": counters["block_misses"]},
+        "stall_s": stats["stall_s"],
+        "finish_reason": completion.finish_reason,
+    }
