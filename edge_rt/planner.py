@@ -221,38 +221,49 @@ class Planner:
         limit = settings.budget // PAGE * PAGE
         if limit < floor:
             return Plan(settings, fits=False, floor_bytes=floor, roles=least)
-        pass_tokens, logit_rows, ring = self._pass_sizes(settings, limit - sum(least.values()))
-        fixed = self._fixed_roles(settings, pass_tokens, logit_rows, ring)
-        # Page tables grow with the arena: 1/512 of what the weights may have pays for them.
-        left = limit - sum(self._with_page_tables(fixed).values())
-        room = max(0, left - left // 256)
-        if settings.weight_cap is not None:
-            room = min(room, settings.weight_cap)
-        resident = self._choose(room)
-        if len(resident) == sum(map(len, self.tiles)):
-            fixed["ring"] = ring = 0
-        plan = Plan(settings, True, floor, fixed, pass_tokens, logit_rows, ring_bytes=ring)
+        everything = set(self._all_tiles())
+        room = self._room(settings, limit, MIN_PASS_TOKENS, MIN_LOGIT_ROWS, ring=0)
+        if self._resident_charge(everything) <= room:
+            resident, ring = everything, 0
+            spare = (room - self._resident_charge(everything)) // 2
+            pass_tokens, logit_rows = self._pass_sizes(settings, spare)
+        else:
+            spare = limit - sum(least.values())
+            pass_tokens, logit_rows = self._pass_sizes(settings, spare // 16)
+            ring = min(_MAX_RING_BYTES, align_up(spare // 16, PAGE))
+            ring = max(ring, self._min_ring_bytes())
+            room = self._room(settings, limit, pass_tokens, logit_rows, ring)
+            resident = self._choose(room)
+        roles = self._fixed_roles(settings, pass_tokens, logit_rows, ring)
+        plan = Plan(settings, True, floor, roles, pass_tokens, logit_rows, ring_bytes=ring)
         self._lay_out(plan, resident)
         return plan
 
-    def _pass_sizes(self, settings: Settings, spare: int) -> tuple[int, int, int]:
-        """Tokens per pass, logit rows and ring bytes: each gets a few percent of what is spare."""
-        pass_tokens, logit_rows, ring = MIN_PASS_TOKENS, MIN_LOGIT_ROWS, self._min_ring_bytes()
+    def _room(
+        self, settings: Settings, limit: int, pass_tokens: int, logit_rows: int, ring: int
+    ) -> int:
+        """Bytes that resident tiles may have besides everything else."""
+        fixed = self._fixed_roles(settings, pass_tokens, logit_rows, ring)
+        left = limit - sum(self._with_page_tables(fixed).values())
+        # Page tables grow with the arena: 1/512 of what the weights get, and gaps between extents.
+        left = max(0, left - left // 256)
+        return left if settings.weight_cap is None else min(left, settings.weight_cap)
+
+    def _pass_sizes(self, settings: Settings, spare: int) -> tuple[int, int]:
+        """Tokens per pass and logit rows that ``spare`` bytes more than the least ones allow."""
+        pass_tokens, logit_rows = MIN_PASS_TOKENS, MIN_LOGIT_ROWS
         base = self._activation_bytes(settings, pass_tokens, logit_rows)
         while pass_tokens < min(MAX_PASS_TOKENS, settings.ctx):
             more = self._activation_bytes(settings, pass_tokens * 2, logit_rows) - base
-            if more + pass_tokens * self._staging_bytes() > spare // 16:
+            if more + pass_tokens * self._staging_bytes() > spare // 2:
                 break
             pass_tokens *= 2
-        while logit_rows < pass_tokens and logit_rows * 2 * self.program.n_vocab * 4 < spare // 32:
+        while logit_rows < pass_tokens and logit_rows * 2 * self.program.n_vocab * 4 < spare // 2:
             logit_rows *= 2
-        ring = max(ring, min(_MAX_RING_BYTES, align_up(spare // 16, PAGE)))
-        return pass_tokens, logit_rows, ring
+        return pass_tokens, logit_rows
 
     def _choose(self, room: int) -> set[Tile]:
         """The largest evenly spread set of tiles whose aligned extents fit ``room`` bytes."""
-        if self._resident_charge(set(self._all_tiles())) <= room:
-            return set(self._all_tiles())
         low, high = 0.0, min(1.0, 1.05 * room / max(1, self.weight_bytes))
         best: set[Tile] = set()
         for _ in range(12):
