@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import struct
-import subprocess
 import sys
 import time
 from array import array
@@ -25,6 +22,8 @@ _NPY_CODES = {"<i2": "h", "<u2": "H", "<i4": "i", "<u4": "I", "<i8": "q", "<u8":
 
 def read_ids(path: Path) -> list[int]:
     """Token ids of a one-dimensional integer .npy file, without importing NumPy."""
+    import ast
+
     try:
         data = path.read_bytes()
         if data[:6] != b"\x93NUMPY" or data[6] not in (1, 2):
@@ -68,6 +67,8 @@ def budgets(text: str, floor: int, weight_bytes: int) -> list[int]:
 
 def measure(engine: Any, ids: list[int] | None, n_tokens: int) -> dict[str, Any]:
     """Decode and time each step; teacher-forced on ``ids``, else greedily from the first token."""
+    import hashlib  # brings 4 MiB of OpenSSL with it
+
     digest = hashlib.sha256()
     token_ms = []
     tokenizer = engine.tokenizer
@@ -170,6 +171,8 @@ def bench(
 
 def _in_own_process(size: str) -> dict[str, Any]:
     """Run this very command for one budget: held bytes are those of a process."""
+    import subprocess
+
     arguments = sys.argv[1:]
     for at, argument in enumerate(arguments):
         if argument == "--ram":

@@ -34,11 +34,18 @@ def plan(
 ) -> None:
     """Show what is where for a budget, the floor and a forecast of the speed."""
     path = o.model_path(model)
-    from edge_rt.engine import make_settings, open_planner
+    from dataclasses import replace
 
-    _, planner, _ = open_planner(path)
+    from edge_rt.engine import make_settings, measured_baseline, open_planner
+    from edge_rt.tokenizer import Tokenizer
+
+    source, planner, _ = open_planner(path)
     settings = make_settings(planner, o.budget_of(ram), ctx, threads, kv, weight_cap)
     decision = planner.plan(settings)
+    if decision.fits:  # as the engine does: the tokenizer is built, then what is held is measured
+        tokenizer = Tokenizer.from_gguf(source)
+        decision = planner.plan(replace(settings, baseline=measured_baseline()))
+        del tokenizer
     report = plan_json(planner, decision)
     if as_json:
         o.print_json(report)

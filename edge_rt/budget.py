@@ -7,13 +7,17 @@ stays below each. Bytes are resident memory (VmHWM) plus kernel memory charged t
 from __future__ import annotations
 
 from edge_rt.loaders.gguf import GGUFFile
-from edge_rt.sizes import KIB, MIB
+from edge_rt.sizes import KIB, MIB, align_up
 from edge_rt.tokenizer_cost import tokenizer_ceilings
 
 # CPython, our extensions, typer, jinja2 and the tokenizers library, imported and idle.
-INTERPRETER_BYTES = 34 * MIB
+INTERPRETER_BYTES = 32 * MIB
 # Growth of Python's and malloc's heaps after the arena is sized: prompts, answers, templates.
 SLACK_BYTES = 4 * MIB
+# What a measured baseline does not show yet: the tokenizer's word caches (2.4 MiB at most) and the
+# code pages that only a running model touches; and jinja2, where no chat was prepared so far.
+UNSEEN_BYTES = 3 * MIB
+UNSEEN_CHAT_BYTES = 4 * MIB
 # A thread's touched stack and the kernel's stack and task structures for it.
 COMPUTE_THREAD_BYTES = 64 * KIB
 READ_THREAD_BYTES = 64 * KIB
@@ -21,6 +25,14 @@ READ_THREAD_BYTES = 64 * KIB
 KERNEL_BASE_BYTES = 1536 * KIB
 # NumPy in a process that did not import it (only `logits` and `iter_logits` do).
 NUMPY_BYTES = 26 * MIB
+
+
+def baseline_bytes(resident: int, chat_is_loaded: bool) -> int:
+    """What a process with a built tokenizer will hold besides its arena, from its RSS now.
+
+    Rounded to whole MiB, so that equal runs get equal plans.
+    """
+    return align_up(resident + UNSEEN_BYTES + (0 if chat_is_loaded else UNSEEN_CHAT_BYTES), MIB)
 
 
 def kernel_bytes(arena_bytes: int) -> int:

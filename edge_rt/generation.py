@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -78,7 +78,7 @@ class Stream:
             if max_tokens > 0:
                 engine.prefill(prompt)
                 timer.prefilled()
-                seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
+                seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8), "little")
                 sampler = Sampler(seed)
                 # A leading space belongs to the text unless nothing was before it.
                 tokenizer = engine.tokenizer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_rt import budget
 from edge_rt.errors import BudgetError
@@ -23,7 +23,10 @@ MIN_LOGIT_ROWS = 4
 N_IO_THREADS = 4
 _MIN_RING_TILES = 4
 _MAX_RING_BYTES = 32 * MIB
-_BIG_MODEL_BYTES = 512 * MIB  # tiles of bigger models are 512 KiB, of smaller ones 128 KiB
+# A model is cut into about 4096 tiles: small ones spread evenly and fit a small ring, big ones are read
+# at the drive's full speed (which 512 KiB reach on all drives we measured) and keep the lists short.
+_TILES = 4096
+_MIN_TILE_BYTES, _MAX_TILE_BYTES = 128 * KIB, 4 * MIB
 _CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
 
 
@@ -48,7 +51,7 @@ class Settings:
     kv_half: bool = True
     weight_cap: int | None = None
     reserved: int = 0  # held by the caller on top: results of `logits`, for one
-    measured_interpreter: int = 0  # what the process holds besides us, when it is known
+    baseline: int = 0  # measured: interpreter and tokenizer together; 0: not known, use the ceilings
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ class Planner:
         self.alignment = alignment
         self.tokenizer_peak, self.tokenizer_steady = budget.tokenizer_bytes(source)
         total = sum(m.tensor.n_bytes for m in program.matrices)
-        self.tile_bytes = (512 if total > _BIG_MODEL_BYTES else 128) * KIB
+        ideal = 1 << (total // _TILES).bit_length()
+        self.tile_bytes = max(_MIN_TILE_BYTES, min(_MAX_TILE_BYTES, ideal))
         self.tiles: list[list[Tile]] = [[], []]  # by segment, in the order of use
         self.tiles_of: list[list[Tile]] = []  # by matrix, rows ascending
         for index, matrix in enumerate(program.matrices):
@@ -187,10 +191,14 @@ class Planner:
             settings.n_threads * budget.COMPUTE_THREAD_BYTES
             + N_IO_THREADS * budget.READ_THREAD_BYTES
         )
-        interpreter = max(budget.INTERPRETER_BYTES, settings.measured_interpreter)
+        tokenizer = self.tokenizer_steady
+        interpreter = budget.INTERPRETER_BYTES
+        if settings.baseline:
+            tokenizer = min(tokenizer, settings.baseline // 2)
+            interpreter = settings.baseline - tokenizer
         return {
             "interpreter": interpreter + settings.reserved,
-            "tokenizer": self.tokenizer_steady,
+            "tokenizer": tokenizer,
             "weights": align_up(self._vector_bytes(), PAGE),
             "ring": ring,
             "kv": self._kv_bytes(settings),
@@ -208,6 +216,10 @@ class Planner:
 
     def floor(self, settings: Settings) -> tuple[int, dict[str, int]]:
         """The smallest budget that works, and its roles: the larger of start-up and running."""
+        # A measured baseline below its ceiling makes room for weights, but no lower floor: what works
+        # here must not depend on luck.
+        if settings.baseline <= budget.INTERPRETER_BYTES + self.tokenizer_steady:
+            settings = replace(settings, baseline=0)
         ring = self._min_ring_bytes()
         roles = self._with_page_tables(
             self._fixed_roles(settings, MIN_PASS_TOKENS, MIN_LOGIT_ROWS, ring)
@@ -228,7 +240,9 @@ class Planner:
             spare = (room - self._resident_charge(everything)) // 2
             pass_tokens, logit_rows = self._pass_sizes(settings, spare)
         else:
-            spare = limit - sum(least.values())
+            spare = self._room(
+                settings, limit, MIN_PASS_TOKENS, MIN_LOGIT_ROWS, self._min_ring_bytes()
+            )
             pass_tokens, logit_rows = self._pass_sizes(settings, spare // 16)
             ring = min(_MAX_RING_BYTES, align_up(spare // 16, PAGE))
             ring = max(ring, self._min_ring_bytes())
