@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 import time
 from array import array
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,7 +89,7 @@ def measure(engine: Any, ids: list[int] | None, n_tokens: int) -> dict[str, Any]
             token_ms.append(1e3 * (time.perf_counter() - begin))
             digest.update(engine.logits_bytes())
             if not ids:
-                token = engine.sample(sampler, greedy, [])
+                token = engine.sample(sampler, greedy)
         seconds = time.perf_counter() - started
     after = engine.stats()
     steps = len(token_ms)
@@ -184,7 +184,9 @@ def _in_own_process(size: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "edge_rt.apps.cli", *arguments, "--ram", size]
     if "--json" not in arguments:
         command.append("--json")
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    # A folder named edge_rt where the user stands must not be taken for the package.
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     if done.returncode != 0:
         error = EdgeRTError(f"the run at {size} bytes failed")
         error.exit_code = done.returncode

@@ -55,9 +55,10 @@ class Conversation:
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise
+            stream.close()
             print("\n(stopped)", end="")
         print(flush=True)
-        self.last = stream.completion
+        self.last = stream.completion or self.last
         self.messages += [question, {"role": "assistant", "content": "".join(answer)}]
 
     def command(self, line: str) -> bool:

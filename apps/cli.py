@@ -1,4 +1,4 @@
-"""The command line: ``edge-rt``. One file per command; errors become messages and exit codes here."""
+"""The command line: ``edge-rt``. One file per command; errors become exit codes here."""
 
 from __future__ import annotations
 
@@ -57,6 +57,9 @@ def main() -> None:
     try:
         code = app(standalone_mode=False)
         _end(code if isinstance(code, int) else 0)
+    except SystemExit as end:
+        # typer makes 1 of a closed pipe; nothing of ours leaves with 1 this way.
+        _end(141) if end.code == 1 else sys.exit(end.code)
     except EdgeRTError as error:
         print(f"error: {error}", file=sys.stderr)
         _end(error.exit_code)

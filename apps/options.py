@@ -90,8 +90,15 @@ def loading_progress() -> Callable[[int, int], None] | None:
     if not sys.stderr.isatty():
         return None
 
+    shown = -1
+
     def show(done: int, total: int) -> None:
-        print(f"\rloading {100 * done // max(1, total):3d} %\r", end="", file=sys.stderr, flush=True)
+        nonlocal shown
+        percent = 100 * done // max(1, total)
+        if percent != shown:
+            text = f"loading {percent:3d} %" if done < total else " " * 13
+            print(f"\r{text}\r", end="", file=sys.stderr, flush=True)
+            shown = percent
 
     return show
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from edge_rt.planner import N_IO_THREADS, Plan, Planner
-from edge_rt.program import LOGITS, ROPE, X, MatrixUse, Operation, Program
+from edge_rt.program import LOGITS, ROPE, MatrixUse, Operation, Program, X
 from edge_rt.runtime._runtime import Arena, File, Runtime
 
 
 def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str) -> Runtime:
-    """Build a `Runtime` that executes ``planner.program`` as ``plan`` laid it out; loads nothing."""
+    """Build a `Runtime` that executes ``planner.program`` as ``plan`` laid it out; loads
+    nothing."""
     program, settings = planner.program, plan.settings
     runtime = Runtime(
         arena,
@@ -83,9 +84,7 @@ def _add_operation(
     )
 
 
-def _set_attention(
-    runtime: Runtime, program: Program, plan: Plan, buffers: dict[str, int]
-) -> None:
+def _set_attention(runtime: Runtime, program: Program, plan: Plan, buffers: dict[str, int]) -> None:
     hyper = program.hyper
     runtime.set_attention(
         n_layers=hyper.n_layers,

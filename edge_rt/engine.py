@@ -16,7 +16,14 @@ from edge_rt import budget, generation
 from edge_rt.assemble import assemble
 from edge_rt.chat_template import ChatTemplate
 from edge_rt.demo import demo_path
-from edge_rt.errors import BudgetError, EdgeRTError, ModelError, StorageError, UsageError
+from edge_rt.errors import (
+    BudgetError,
+    EdgeRTError,
+    ForkError,
+    ModelError,
+    StorageError,
+    UsageError,
+)
 from edge_rt.forecast import learn
 from edge_rt.generation import Completion
 from edge_rt.loaders.gguf import GGUFFile, TensorInfo
@@ -85,7 +92,12 @@ def measured_baseline() -> int:
 
 
 def _parse_cap(text: str | int) -> int:
-    return 0 if text in (0, "0") else parse_size(text)
+    try:
+        return parse_size(text)
+    except UsageError:
+        if str(text).rstrip("BKMGTibkmgt").strip() == "0":
+            return 0  # everything streams
+        raise
 
 
 class Engine:
@@ -93,7 +105,8 @@ class Engine:
 
     ``ram``: what the process may hold, e.g. ``"1.5GiB"`` (None: nine tenths of what is free).
     ``ctx``: positions of the KV cache. ``kv``: its elements, ``"f16"`` or ``"f32"``. ``weight_cap``
-    lowers residency below what the budget allows. ``progress(done, total)`` is called while loading.
+    lowers residency below what the budget allows. ``progress(done, total)`` is called while
+    loading.
 
     Raises `BudgetError` before anything is loaded if the budget cannot hold the model, `ModelError`
     for files that are damaged or not supported, `UsageError` for impossible settings and
@@ -115,6 +128,7 @@ class Engine:
         if io not in ("auto", "pread"):
             raise UsageError(f"io is {io!r}: this build has auto and pread")
         started = time.perf_counter()
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._runtime: Runtime | None = None
         self._arena: Arena | None = None
@@ -124,13 +138,13 @@ class Engine:
         self._settings = make_settings(self._planner, ram, ctx, threads, kv, weight_cap)
         self._plan = self._planner.plan(self._settings)
         self._plan.require_fit(os.path.basename(self.source.path))
+        self._history: list[int] = []
         self.tokenizer = Tokenizer.from_gguf(self.source)
         if self.tokenizer.n_vocab > self.n_vocab:
             raise ModelError(
                 f"the tokenizer has {self.tokenizer.n_vocab} tokens, the embedding {self.n_vocab}"
             )
         self._charge_baseline()
-        self._history: list[int] = []
         self._template: ChatTemplate | None = None
         self._start()
         self.load_s = time.perf_counter() - started
@@ -160,8 +174,10 @@ class Engine:
                 [(run.file_offset, run.n_bytes, run.arena_offset) for run in plan.runs],
                 self._progress,
             )
+            if self._progress is not None:
+                self._progress(1, 1)
         except BaseException as error:
-            self._arena = None
+            self.close()
             raise _as_ours(error) from error
         self._runtime = runtime
 
@@ -169,6 +185,7 @@ class Engine:
         """Give all memory back. Closing twice does nothing."""
         self._runtime = None
         self._arena = None
+        self._history.clear()  # its KV cache is gone
 
     def __enter__(self) -> Engine:
         return self
@@ -184,9 +201,11 @@ class Engine:
     def resize(self, ram: str | int) -> None:
         """Change the budget between requests; the KV cache stays, so the conversation goes on.
 
-        Raises `BudgetError`, with everything as it was, if the new budget is below the floor.
+        Raises `BudgetError`, with everything as it was, if the new budget is below the floor, and
+        `StorageError`, with the engine closed, if reading the weights again fails.
         """
         with self._exclusive():
+            self._running()
             self._replan(replace(self._settings, budget=parse_size(ram)))
 
     def _replan(self, settings: Settings) -> None:
@@ -212,7 +231,8 @@ class Engine:
         return self._planner.program.n_vocab
 
     def memory(self) -> dict[str, Any]:
-        """Bytes: ``roles``, their sum ``planned``, ``budget``, ``floor``, ``held`` now and ``peak``."""
+        """Bytes: ``roles``, their sum ``planned``, ``budget``, ``floor``, ``held`` now and
+        ``peak``."""
         roles = dict(self._plan.roles)
         return {
             "budget": self._settings.budget,
@@ -224,7 +244,8 @@ class Engine:
         }
 
     def stats(self) -> dict[str, int]:
-        """Counters since the last (re)start: passes, tokens, flash bytes and requests, times in ns."""
+        """Counters since the last (re)start: passes, tokens, flash bytes and requests, times in
+        ns."""
         return self._running().stats()
 
     def learn(self, steps: int, seconds: float, stall_s: float) -> None:
@@ -237,6 +258,10 @@ class Engine:
         return _Exclusive(self._lock)
 
     def _running(self) -> Runtime:
+        if os.getpid() != self._pid:
+            raise ForkError(
+                "this engine was made before a fork: make a new one in the child process"
+            )
         if self._runtime is None:
             raise UsageError("the engine is closed")
         return self._runtime
@@ -245,12 +270,20 @@ class Engine:
         """Drop the conversation: the next request starts with an empty KV cache."""
         self._history.clear()
 
-    def prefill(self, tokens: Sequence[int]) -> None:
-        """Bring the KV cache to ``tokens`` (reusing their common prefix with what it holds), so that
-        `sample` and the logits row 0 stand for what follows the last of them."""
-        runtime = self._running()
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raise `UsageError` unless ``tokens`` are of the vocabulary and fit the context."""
         if not 1 <= len(tokens) <= self.ctx:
             raise UsageError(f"{len(tokens)} tokens do not fit a context of {self.ctx}")
+        n_vocab = self.n_vocab
+        for token in tokens:
+            if not 0 <= token < n_vocab:
+                raise UsageError(f"token {token} is not in the vocabulary of {n_vocab}")
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """Bring the KV cache to ``tokens`` (reusing their common prefix with what it holds), so
+        that `sample` and the logits row 0 stand for what follows the last of them."""
+        runtime = self._running()
+        self.check_tokens(tokens)
         same = 0
         for ours, theirs in zip(self._history, tokens[:-1], strict=False):
             if ours != theirs:
@@ -269,6 +302,7 @@ class Engine:
     def decode(self, token: int) -> None:
         """One step: append ``token``; logits row 0 stands for what follows it."""
         runtime = self._running()
+        self.check_tokens([token])
         if len(self._history) >= self.ctx:
             raise UsageError(f"the context of {self.ctx} tokens is full")
         runtime.plan([LAYERS, HEAD])
@@ -277,21 +311,19 @@ class Engine:
         self._history.append(token)
 
     def score_rows(self, tokens: Sequence[int], first: int) -> Iterator[tuple[int, int]]:
-        """Run ``tokens`` from an empty context; yield (index, logits row) for every index >= ``first``.
+        """Run ``tokens`` from an empty context; yield (index, logits row) for every index >=
+        ``first``.
 
         The row is valid until the iterator goes on.
         """
         runtime = self._running()
-        if not 1 <= len(tokens) <= self.ctx:
-            raise UsageError(f"{len(tokens)} tokens do not fit a context of {self.ctx}")
+        self.check_tokens(tokens)
         self._history.clear()
         step, n_rows = self._plan.pass_tokens, self._plan.logit_rows
         work = []
         for start in range(0, len(tokens), step):
             end = min(start + step, len(tokens))
-            heads = [
-                (row, min(n_rows, end - row)) for row in range(max(start, first), end, n_rows)
-            ]
+            heads = [(row, min(n_rows, end - row)) for row in range(max(start, first), end, n_rows)]
             work.append((start, end, heads))
         runtime.plan([s for _, _, heads in work for s in [LAYERS] + [HEAD] * len(heads)])
         for start, end, heads in work:
@@ -313,14 +345,24 @@ class Engine:
         """The float32 logits of a row as bytes (little-endian where we run)."""
         return self._running().logits_bytes(row)
 
-    def sample(self, sampler: Sampler, sampling: Sampling, history: Sequence[int]) -> int:
+    def sample(
+        self,
+        sampler: Sampler,
+        sampling: Sampling,
+        prompt: Sequence[int] = (),
+        generated: Sequence[int] = (),
+    ) -> int:
         """Draw the next token from logits row 0, which is changed by it."""
         assert self._arena is not None
         window = sampling.penalty_window
+        missing = window - len(generated)
+        history = list(prompt[-missing:]) if missing > 0 else []
+        if window:
+            history.extend(generated[-window:])
         return self._running().sample(
             sampler,
             sampling.options(),
-            list(history[-window:]) if window else [],
+            history,
             list(sampling.logit_bias.items()),
             self._arena,
             self._plan.candidates_offset,
@@ -345,7 +387,8 @@ class Engine:
     def stream(
         self, prompt: str | Sequence[int], max_tokens: int = 128, **sampling: Any
     ) -> generation.Stream:
-        """Like `generate`, but an iterator over pieces of text; ``.completion`` is set at its end."""
+        """Like `generate`, but an iterator over pieces of text; ``.completion`` is set at its
+        end."""
         tokens = self.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt)
         return generation.Stream(self, tokens, max_tokens, generation.sampling_from(sampling))
 
@@ -358,7 +401,8 @@ class Engine:
     ) -> generation.Stream:
         """Answer a conversation: an iterator over pieces of the assistant's text.
 
-        ``messages`` as in ``[{"role": "user", "content": "hi"}]``, through the model's own template.
+        ``messages`` as in ``[{"role": "user", "content": "hi"}]``, through the model's own
+        template.
         """
         text = self.template().render(messages, add_generation_prompt=True, tools=tools)
         # The template writes BOS itself where the model wants it.
@@ -396,7 +440,9 @@ class Engine:
                 yield out
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Teacher-forced logits (len(tokens), n_vocab), float32, charged to the budget while alive."""
+        """Teacher-forced logits (len(tokens), n_vocab), float32, charged to the budget while
+        alive."""
+        self.check_tokens(tokens)
         n_bytes = 4 * len(tokens) * self.n_vocab
         self._reserve(n_bytes)
         import numpy
@@ -410,6 +456,7 @@ class Engine:
 
     def _reserve(self, n_bytes: int) -> None:
         """Make room for results that the caller will hold; residency shrinks if it must."""
+        self._running()
         if "numpy" not in sys.modules:
             n_bytes += budget.NUMPY_BYTES
         settings = replace(self._settings, reserved=self._settings.reserved + n_bytes)

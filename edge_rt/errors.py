@@ -16,7 +16,8 @@ class UsageError(EdgeRTError, ValueError):
 
 
 class BudgetError(EdgeRTError, MemoryError):
-    """The budget cannot hold the model; ``plan`` carries the arithmetic as ``plan --json`` prints it."""
+    """The budget cannot hold the model; ``plan`` carries the arithmetic as ``plan --json`` prints
+    it."""
 
     exit_code = 3
 
@@ -29,6 +30,10 @@ class ModelError(EdgeRTError, ValueError):
     """A model file is damaged, hostile, or of a kind that is not supported."""
 
     exit_code = 4
+
+
+class ForkError(EdgeRTError, RuntimeError):
+    """An engine was used in a forked child: its threads and its memory stayed in the parent."""
 
 
 class StorageError(EdgeRTError, OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,10 @@ def collect(stream: Stream) -> Completion:
 
 
 class Stream:
-    """An iterator over pieces of generated text; ``completion`` is set when it is exhausted."""
+    """An iterator over pieces of generated text; ``completion`` is set when it is exhausted.
+
+    The engine is busy from the first piece until the stream ends, is closed, or is dropped.
+    """
 
     def __init__(
         self, engine: Engine, tokens: list[int], max_tokens: int, sampling: Sampling
@@ -57,54 +60,71 @@ class Stream:
             raise UsageError(
                 f"the prompt has {len(tokens)} tokens: they do not fit a context of {engine.ctx}"
             )
-        self.completion: Completion | None = None
+        engine.check_tokens(tokens)
         self.prompt_tokens = len(tokens)
-        self._pieces = self._run(engine, tokens, max_tokens, sampling)
+        # The generator must not know this object: a cycle would keep the engine busy until the next
+        # garbage collection after the stream was dropped.
+        self._result: list[Completion] = []
+        self._pieces = _generate(engine, tokens, max_tokens, sampling, self._result)
+
+    @property
+    def completion(self) -> Completion | None:
+        """The whole answer with its statistics, once the stream has ended by itself."""
+        return self._result[0] if self._result else None
 
     def __iter__(self) -> Iterator[str]:
-        return self._pieces
+        return self
 
     def __next__(self) -> str:
         return next(self._pieces)
 
-    def _run(
-        self, engine: Engine, prompt: list[int], max_tokens: int, sampling: Sampling
-    ) -> Iterator[str]:
-        with engine._exclusive():
-            timer = _Timer(engine)
-            generated: list[int] = []
-            text: list[str] = []
-            finish = "length"
-            if max_tokens > 0:
-                engine.prefill(prompt)
-                timer.prefilled()
-                seed = sampling.seed if sampling.seed is not None else int.from_bytes(os.urandom(8), "little")
-                sampler = Sampler(seed)
-                # A leading space belongs to the text unless nothing was before it.
-                tokenizer = engine.tokenizer
-                decoder = tokenizer.stream(continues=any(map(tokenizer.is_ordinary, prompt)))
-                stop = StopStrings(sampling.stop)
-                while True:
-                    token = engine.sample(sampler, sampling, prompt + generated)
-                    timer.token()
-                    if token in engine.tokenizer.eos_ids and not sampling.ignore_eos:
-                        finish = "stop"
-                        break
-                    generated.append(token)
-                    if piece := stop.push(decoder.push(token)):
-                        text.append(piece)
-                        yield piece
-                    if stop.found:
-                        finish = "stop"
-                        break
-                    if len(generated) == max_tokens or len(prompt) + len(generated) > engine.ctx:
-                        break
-                    engine.decode(token)
-                if piece := stop.push(decoder.flush()) + stop.flush():
+    def close(self) -> None:
+        """End the answer here and free the engine; what was said stays in its KV cache."""
+        self._pieces.close()
+
+
+def _generate(
+    engine: Engine,
+    prompt: list[int],
+    max_tokens: int,
+    sampling: Sampling,
+    result: list[Completion],
+) -> Generator[str, None, None]:
+    with engine._exclusive():
+        timer = _Timer(engine)
+        generated: list[int] = []
+        text: list[str] = []
+        finish = "length"
+        if max_tokens > 0:
+            engine.prefill(prompt)
+            timer.prefilled()
+            seed = sampling.seed
+            sampler = Sampler(int.from_bytes(os.urandom(8), "little") if seed is None else seed)
+            # A leading space belongs to the text unless nothing was before it.
+            tokenizer = engine.tokenizer
+            decoder = tokenizer.stream(continues=any(map(tokenizer.is_ordinary, prompt)))
+            stop = StopStrings(sampling.stop)
+            while True:
+                token = engine.sample(sampler, sampling, prompt, generated)
+                timer.token()
+                if token in tokenizer.eos_ids and not sampling.ignore_eos:
+                    finish = "stop"
+                    break
+                generated.append(token)
+                if piece := stop.push(decoder.push(token)):
                     text.append(piece)
                     yield piece
-            stats = timer.stats(len(prompt), len(generated))
-            self.completion = Completion("".join(text), generated, finish, stats)
+                if stop.found:
+                    finish = "stop"
+                    break
+                if len(generated) == max_tokens or len(prompt) + len(generated) > engine.ctx:
+                    break
+                engine.decode(token)
+            if piece := stop.push(decoder.flush()) + stop.flush():
+                text.append(piece)
+                yield piece
+        stats = timer.stats(len(prompt), len(generated))
+        result.append(Completion("".join(text), generated, finish, stats))
 
 
 class _Timer:
@@ -145,7 +165,8 @@ class _Timer:
 
 
 def scored_nll(engine: Engine, tokens: Sequence[int], targets_from: int) -> Iterator[float]:
-    """-ln p of each of ``tokens[targets_from + 1 ..]`` given all before it, from an empty context."""
+    """-ln p of each of ``tokens[targets_from + 1 ..]`` given all before it, from an empty
+    context."""
     last = len(tokens) - 1
     for index, row in engine.score_rows(tokens[:last], targets_from):
         yield engine.negative_log_likelihood(row, tokens[index + 1])

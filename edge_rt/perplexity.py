@@ -1,8 +1,8 @@
 """Perplexity by the protocol of llama-perplexity, in bounded memory.
 
-The text is cut into windows of ``n_ctx`` tokens that do not overlap; where the model adds a BOS, the
-first token of each window is replaced by it; only the second half of a window is scored, so that every
-prediction has at least half a window of context.
+The text is cut into windows of ``n_ctx`` tokens that do not overlap; where the model adds a BOS,
+the first token of each window is replaced by it; only the second half of a window is scored, so
+that every prediction has at least half a window of context.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def perplexity(
 ) -> Perplexity:
     """Score ``texts`` (pieces of one text) over at most ``chunks`` windows.
 
-    Raises `UsageError` if the text is shorter than one window or the window longer than the context.
+    Raises `UsageError` if the text is shorter than one window or the window longer than the
+    context.
     """
     if not 4 <= n_ctx <= engine.ctx:
         raise UsageError(f"windows of {n_ctx} tokens do not fit a context of {engine.ctx}")

@@ -1,8 +1,8 @@
 """What is where for a budget: the arithmetic before anything is loaded.
 
-The budget is split into roles. Everything but resident weights is fixed by the model, the context and
-the pass size; what is left holds as many weight tiles as fit, spread evenly over the layers, and the
-rest streams through a ring. All of it lies in one arena whose layout is decided here.
+The budget is split into roles. Everything but resident weights is fixed by the model, the context
+and the pass size; what is left holds as many weight tiles as fit, spread evenly over the layers,
+and the rest streams through a ring. All of it lies in one arena whose layout is decided here.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from edge_rt.loaders.gguf import GGUFFile, TensorInfo
 from edge_rt.program import HEAD, LOGITS, MatrixUse, Program
 from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
 
-MIN_PASS_TOKENS = 16
+MIN_PASS_TOKENS = 32
 MAX_PASS_TOKENS = 256
-MIN_LOGIT_ROWS = 4
+MIN_LOGIT_ROWS = 8
 N_IO_THREADS = 4
 _MIN_RING_TILES = 4
 _MAX_RING_BYTES = 32 * MIB
-# A model is cut into about 4096 tiles: small ones spread evenly and fit a small ring, big ones are read
-# at the drive's full speed (which 512 KiB reach on all drives we measured) and keep the lists short.
+# A model is cut into about 4096 tiles: small ones spread evenly and fit a small ring, big ones are
+# read at the drive's full speed (which 512 KiB reach on all drives we measured) and keep the lists
+# short.
 _TILES = 4096
 _MIN_TILE_BYTES, _MAX_TILE_BYTES = 128 * KIB, 4 * MIB
 _CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
@@ -51,7 +52,7 @@ class Settings:
     kv_half: bool = True
     weight_cap: int | None = None
     reserved: int = 0  # held by the caller on top: results of `logits`, for one
-    baseline: int = 0  # measured: interpreter and tokenizer together; 0: not known, use the ceilings
+    baseline: int = 0  # measured: interpreter and tokenizer; 0: unknown, the ceilings hold
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,8 @@ class Planner:
 
     def floor(self, settings: Settings) -> tuple[int, dict[str, int]]:
         """The smallest budget that works, and its roles: the larger of start-up and running."""
-        # A measured baseline below its ceiling makes room for weights, but no lower floor: what works
-        # here must not depend on luck.
+        # A measured baseline below its ceiling makes room for weights, but no lower floor: what
+        # works here must not depend on luck.
         if settings.baseline <= budget.INTERPRETER_BYTES + self.tokenizer_steady:
             settings = replace(settings, baseline=0)
         ring = self._min_ring_bytes()

@@ -32,7 +32,8 @@ def resident_bytes() -> int:
 
 
 def peak_resident_bytes() -> int:
-    """The most resident memory this process ever had (VmHWM; not ru_maxrss, which survives exec)."""
+    """The most resident memory this process ever had (VmHWM; not ru_maxrss, which survives
+    exec)."""
     return _status("self", "VmHWM")
 
 

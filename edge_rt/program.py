@@ -1,7 +1,8 @@
 """Turn an architecture and a file's tensor directory into a step program.
 
-The program is a plain description: buffers, matrices, vectors and two lists of operations (segment 0:
-the layers, segment 1: the head). ``edge_rt.planner`` sizes it, ``edge_rt.engine`` hands it to C++.
+The program is a plain description: buffers, matrices, vectors and two lists of operations (segment
+0: the layers, segment 1: the head). ``edge_rt.planner`` sizes it, ``edge_rt.engine`` hands it to
+C++.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ class Program:
 def build_program(source: GGUFFile, read_floats: Callable[[TensorInfo], bytes]) -> Program:
     """Check the directory against the architecture and write down the steps.
 
-    ``read_floats`` returns the bytes of a small F32 tensor (rope factors only). Raises `ModelError` for
-    missing tensors and wrong shapes or formats.
+    ``read_floats`` returns the bytes of a small F32 tensor (rope factors only). Raises `ModelError`
+    for missing tensors and wrong shapes or formats.
     """
     architecture = architecture_of(source)
     hyper = architecture.read(source, architecture.name)
@@ -184,7 +185,8 @@ class _Builder:
     def matmul(
         self, segment: int, src: str, uses: list[tuple[str, str, int]], accumulate: bool = False
     ) -> None:
-        """Multiply ``src`` with several matrices in one step; its int8 form is made if one needs it."""
+        """Multiply ``src`` with several matrices in one step; its int8 form is made if one needs
+        it."""
         n_cols = self.program.buffers[src]
         parts = []
         for name, dst, n_rows in uses:

@@ -1,5 +1,6 @@
 """How the next token is chosen: what the user may set. The choosing itself is C++ (``sampler.h``):
-in NumPy it would cost the process 16 MiB for the import alone, a sixth of the demo model's budget."""
+in NumPy it would cost the process 16 MiB for the import alone, a sixth of the demo model's
+budget."""
 
 from __future__ import annotations
 

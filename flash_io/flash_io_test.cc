@@ -1,1 +1,235 @@
-int main() { return 0; }
+// File and pread reader against the written content, direct and buffered.
+#include <atomic>
+#include <cerrno>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "flash_io/reader.h"
+#include "tests/native/check.h"
+#include "tests/native/temp_file.h"
+
+namespace edge_rt {
+namespace {
+
+using test::Aligned;
+using test::aligned_memory;
+using test::byte_at;
+using test::Random;
+using test::TempFile;
+using test::test_content;
+
+constexpr size_t kFileBytes = 3 * 1024 * 1024 + 1234;  // ends inside a page and inside a sector
+
+void test_cover(const File& file) {
+  Random random(1);
+  const uint64_t unit = file.alignment();
+  CHECK(unit >= 1 && (unit & (unit - 1)) == 0);
+  for (int i = 0; i < 20000; ++i) {
+    const uint64_t offset = random.bits() >> random.between(24, 63);
+    const size_t length = random.bits() >> random.between(40, 63);
+    const AlignedExtent extent = file.cover(offset, length);
+    CHECK(extent.offset % unit == 0 && extent.length % unit == 0);
+    CHECK(extent.offset + extent.lead == offset && extent.lead < unit);
+    CHECK(extent.lead + length <= extent.length);
+    // No unit more than needed on either side.
+    CHECK(extent.length < extent.lead + length + unit);
+  }
+}
+
+bool holds_content(const std::byte* p, uint64_t offset, size_t length) {
+  for (size_t i = 0; i < length; ++i)
+    if (p[i] != static_cast<std::byte>(byte_at(offset + i))) return false;
+  return true;
+}
+
+void check_read(const File& file, uint64_t offset, size_t length) {
+  const AlignedExtent extent = file.cover(offset, length);
+  const Aligned<> memory = aligned_memory(extent.length, file.alignment());
+  file.read(extent.offset, extent.length, extent.lead + length, memory.get());
+  CHECK_CASE(holds_content(memory.get() + extent.lead, offset, length), "%zu bytes at %llu", length,
+             static_cast<unsigned long long>(offset));
+}
+
+void test_read(const File& file) {
+  Random random(2);
+  CHECK(file.size() == kFileBytes);
+  for (int i = 0; i < 300; ++i) {
+    const size_t length = random.between(1, i % 10 ? 20000 : 1000000);
+    check_read(file, random.between(0, kFileBytes - length), length);
+  }
+  for (size_t length : {1, 2, 511, 512, 513, 1234, 1235, 4096, 4097, 100000})
+    check_read(file, kFileBytes - length, length);
+  check_read(file, 0, kFileBytes);
+
+  const Aligned<> memory = aligned_memory(1 << 20);
+  const AlignedExtent last = file.cover(kFileBytes - 1, 1);
+  for (size_t more : {1, 100, 5000, 100000}) {
+    const AlignedExtent beyond = file.cover(last.offset, last.lead + 1 + more);
+    CHECK_THROWS(IoError, "shorter",
+                 file.read(beyond.offset, beyond.length, last.lead + 1 + more, memory.get()));
+  }
+  CHECK_THROWS(IoError, "shorter", file.read(1 << 24, 4096, 1, memory.get()));
+  file.read(1 << 24, 4096, 0, memory.get());  // nothing is needed there
+}
+
+void test_errors(bool direct) {
+  const std::string missing = "no_such_folder/no_such_file";
+  try {
+    const File file(missing, direct);
+    CHECK(false && "a missing file opens");
+  } catch (const IoError& problem) {
+    CHECK(problem.code().value() == ENOENT);
+    CHECK(std::strstr(problem.what(), missing.c_str()) != nullptr);
+  }
+  TempFile temp(test_content(100000));
+  const File file(temp.path(), direct);
+  const Aligned<> memory = aligned_memory(131072);
+  file.read(0, 131072, 100000, memory.get());
+  temp.truncate(50001);
+  CHECK_THROWS(IoError, "shorter", file.read(0, 131072, 100000, memory.get()));
+  CHECK_THROWS(IoError, "shorter", file.read(49152, 4096, 4096, memory.get()));
+  CHECK_THROWS(IoError, "shorter", file.read(65536, 4096, 4096, memory.get()));
+  file.read(0, 131072, 50001, memory.get());  // what is left can still be read
+  CHECK(holds_content(memory.get(), 0, 50001));
+}
+
+// Requests of one submitting thread, and what became of each.
+struct Batch {
+  struct Item {
+    AlignedExtent extent;
+    uint64_t offset;
+    size_t length;
+    bool fails;
+    Aligned<> memory;
+    std::atomic<int> calls{0};
+    int error = -1;
+    std::string reason;
+  };
+  std::vector<Item> items;
+
+  Batch(const File& file, uint64_t salt, int n) : items(n) {
+    Random random(salt);
+    for (Item& item : items) {
+      item.fails = random.chance(0.05);
+      item.length = random.between(1, random.chance(0.1) ? 300000 : 9000);
+      item.offset = item.fails ? file.size() : random.between(0, file.size() - item.length);
+      item.extent = file.cover(item.offset, item.length);
+      item.memory = aligned_memory(item.extent.length, file.alignment());
+    }
+  }
+  void submit(Reader& reader, uint64_t salt) {
+    Random random(salt);
+    for (size_t i = 0; i < items.size(); ++i) {
+      const Item& item = items[i];
+      reader.submit({item.extent.offset, item.extent.length, item.extent.lead + item.length,
+                     item.memory.get(), &Batch::done, this, i},
+                    random.chance(0.2));
+      if (random.chance(0.02)) std::this_thread::sleep_for(std::chrono::microseconds(300));
+    }
+  }
+  static void done(void* context, uint64_t tag, int error, const char* reason) {
+    Item& item = static_cast<Batch*>(context)->items.at(tag);
+    item.error = error;
+    item.reason = reason;
+    item.calls.fetch_add(1);
+  }
+  void check_all() const {
+    for (const Item& item : items) {
+      CHECK(item.calls.load() == 1);
+      CHECK((item.error != 0) == item.fails && item.reason.empty() == !item.fails);
+      if (!item.fails)
+        CHECK(holds_content(item.memory.get() + item.extent.lead, item.offset, item.length));
+    }
+  }
+};
+
+void test_reader(const File& file) {
+  for (int n_threads : {1, 2, 5}) {
+    std::vector<std::unique_ptr<Batch>> batches;
+    for (int i = 0; i < 4; ++i) batches.push_back(std::make_unique<Batch>(file, 10 + i, 250));
+    const auto reader = make_pread_reader(file, n_threads);
+    reader->drain();  // nothing to wait for
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < batches.size(); ++i)
+      threads.emplace_back([&, i] { batches[i]->submit(*reader, 20 + i); });
+    for (std::thread& thread : threads) thread.join();
+    reader->drain();
+    for (const auto& batch : batches) batch->check_all();
+  }
+  // Destruction runs what is queued.
+  Batch batch(file, 30, 400);
+  {
+    const auto reader = make_pread_reader(file, 3);
+    batch.submit(*reader, 31);
+  }
+  batch.check_all();
+}
+
+// One read thread is held in the first request's `done`, so the order of the rest is the queue's.
+void test_urgent(const File& file) {
+  struct State {
+    std::mutex mutex;
+    std::condition_variable changed;
+    bool entered = false, open = false;
+    std::vector<uint64_t> order;
+  } state;
+  const auto done = [](void* context, uint64_t tag, int, const char*) {
+    auto* s = static_cast<State*>(context);
+    std::unique_lock<std::mutex> lock(s->mutex);
+    s->entered = true;
+    s->changed.notify_all();
+    s->changed.wait(lock, [&] { return s->open; });
+    s->order.push_back(tag);
+  };
+  const Aligned<> memory = aligned_memory(65536);
+  const auto reader = make_pread_reader(file, 1);
+  const auto submit = [&](uint64_t tag, bool urgent) {
+    reader->submit({0, 4096, 4096, memory.get(), done, &state, tag}, urgent);
+  };
+  // Twice, so that the first round's count of urgent ones must have gone back to zero.
+  for (int round = 0; round < 2; ++round) {
+    {
+      std::lock_guard<std::mutex> lock(state.mutex);
+      state.entered = state.open = false;
+      state.order.clear();
+    }
+    submit(0, false);
+    {
+      std::unique_lock<std::mutex> lock(state.mutex);
+      state.changed.wait(lock, [&] { return state.entered; });
+    }
+    for (uint64_t tag : {10, 11, 12}) submit(tag, false);
+    for (uint64_t tag : {1, 2}) submit(tag, true);
+    submit(13, false);
+    submit(3, true);
+    {
+      std::lock_guard<std::mutex> lock(state.mutex);
+      state.open = true;
+    }
+    state.changed.notify_all();
+    reader->drain();
+    CHECK((state.order == std::vector<uint64_t>{0, 1, 2, 3, 10, 11, 12, 13}));
+  }
+}
+
+}  // namespace
+}  // namespace edge_rt
+
+int main() {
+  using namespace edge_rt;
+  test::test_seed();
+  const TempFile temp(test_content(kFileBytes));
+  for (bool direct : {true, false}) {
+    const File file(temp.path(), direct);
+    if (direct && !file.direct()) std::fprintf(stderr, "no direct reads in this folder\n");
+    CHECK(direct || !file.direct());
+    test::section("cover", [&] { test_cover(file); });
+    test::section("read", [&] { test_read(file); });
+    test::section("errors", [&] { test_errors(direct); });
+    test::section("reader", [&] { test_reader(file); });
+    test::section("urgent", [&] { test_urgent(file); });
+  }
+  return test::finish("flash_io_test");
+}

@@ -45,6 +45,9 @@ void StreamRing::plan(const std::vector<int>& wanted) {
     const uint64_t cut = instances_[n_begun_ + same].first;
     instances_.resize(n_begun_ + same);
     planned_ = cut;
+    // The numbers from `cut` on are given again: what was read for the guess must not answer for them.
+    for (uint64_t sequence = cut; sequence < granted_; ++sequence)
+      slot(sequence).ready.store(0, std::memory_order_relaxed);
     if (granted_ > cut) granted_ = cut;
     if (oldest_ > cut) oldest_ = cut;
   }

@@ -1,11 +1,12 @@
 """Decode speed against llama.cpp in the same memory cgroup, interleaved, on the same token ids.
 
-    python scripts/bench_llama_cpp.py MODEL.gguf --tokens IDS.npy --peer-python BENCH_VENV/bin/python
+    python scripts/bench_llama_cpp.py MODEL.gguf --tokens IDS.npy --peer-python
+    BENCH_VENV/bin/python
         [--ram 50%] [--n 24] [--rounds 3] [--repack] [--json]
 
-A and B alternate ``--rounds`` times in cgroups of the same size, cold, without swap; medians and their
-ratio are printed. A peer that fails for any reason but the kill is an error, not a ratio. ``P %`` is our
-floor plus P % of the weights. Needs root for the cgroups.
+A and B alternate ``--rounds`` times in cgroups of the same size, cold, without swap; medians and
+their ratio are printed. A peer that fails for any reason but the kill is an error, not a ratio. ``P
+%`` is our floor plus P % of the weights. Needs root for the cgroups.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def main() -> int:
     import tempfile
 
     import numpy as np
+
     from edge_rt.apps.bench import budgets, read_ids
     from edge_rt.engine import make_settings, open_planner
 

@@ -1,14 +1,16 @@
-"""The budget law, measured from outside: one run per budget in a memory cgroup of exactly that size.
+"""The budget law, measured from outside: one run per budget in a memory cgroup of exactly that
+size.
 
     python scripts/budget_law.py MODEL.gguf --tokens IDS.npy --ram floor,96MiB,50% [--ctx 512]
         [--decode 256] [--peer-python BENCH_VENV/bin/python] [--json]
 
-Every run is cold (page cache of the model dropped), without swap, and prints the digest of the logits of
-all teacher-forced tokens, computed in passes as large as the budget allows, and of the first ``--decode``
-of them one token at a time. The first budget is run again with one thread and with the scalar kernels; the
-last one once more in a larger cgroup, to see the page cache of the model file. ``P %`` is the floor plus
-P % of the weights. With ``--peer-python`` llama.cpp (mmap, no repacking) is tried at the same limits.
-Needs root for the cgroups.
+Every run is cold (page cache of the model dropped), without swap, and prints the digest of the
+logits of all teacher-forced tokens, computed in passes as large as the budget allows, and of the
+first ``--decode`` of them one token at a time. The first budget is run again with one thread and
+with the scalar kernels; the last one once more in a larger cgroup, to see the page cache of the
+model file. ``P %`` is the floor plus P % of the weights. With ``--peer-python`` llama.cpp (mmap, no
+repacking) is tried at the same
+limits. Needs root for the cgroups.
 """
 
 from __future__ import annotations
@@ -179,7 +181,13 @@ def main() -> int:
     report(refused)
     peers = [peer(args, ram) for ram in sizes] if args.peer_python else []
     for row in peers:
-        end = "KILLED" if row["oom_killed"] else f"{row['tok_s']:.2f} tok/s" if row["tok_s"] else row["rc"]
+        end = (
+            "KILLED"
+            if row["oom_killed"]
+            else f"{row['tok_s']:.2f} tok/s"
+            if row["tok_s"]
+            else row["rc"]
+        )
         print(f"llama.cpp at {row['limit_bytes'] / MIB:9.1f} MiB: {end}")
     lawful = (
         all(r["rc"] == 0 and not r["oom_killed"] and r["steps_agree"] for r in rows)

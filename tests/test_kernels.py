@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from edge_rt.kernels import _kernels
 from edge_rt.quant import reference
 from edge_rt.quant.blocks import BF16, F16, F32, FORMATS, Q4_0, Q4_1, Q8_0
@@ -168,7 +169,9 @@ def test_half_floats_round_trip():
 def test_to_half_rounds_like_numpy(isa):
     rng = np.random.default_rng()
     x = rng.integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
-    x = np.concatenate([x[np.isfinite(x)], np.float32([65519.9, 65520, 2**-24, 2**-25, 3 * 2**-26])])
+    x = np.concatenate(
+        [x[np.isfinite(x)], np.float32([65519.9, 65520, 2**-24, 2**-25, 3 * 2**-26])]
+    )
     out = np.empty(x.size, np.uint16)
     _kernels.to_half(isa, x, out)
     with np.errstate(over="ignore"):

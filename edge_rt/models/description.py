@@ -1,7 +1,7 @@
 """The words that architecture files are written in, and the hyperparameters read from a file.
 
-A description says which tensors a layer has and how they are joined; ``edge_rt.program`` turns it into
-the step program. Shapes follow NumPy: a matrix is (rows out, columns in).
+A description says which tensors a layer has and how they are joined; ``edge_rt.program`` turns it
+into the step program. Shapes follow NumPy: a matrix is (rows out, columns in).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Norm:
 
 @dataclass(frozen=True)
 class Attention:
-    """Grouped-query attention; adds its output to the residual stream. Biases are used if present."""
+    """Grouped-query attention; adds its output to the residual stream. Biases are used if
+    present."""
 
     q: str
     k: str

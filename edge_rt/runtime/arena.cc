@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstring>
 #include <new>
 
 namespace edge_rt {
@@ -15,7 +17,7 @@ size_t pages(size_t bytes) {
 
 }  // namespace
 
-Arena::Arena(size_t bytes) : size_(pages(bytes ? bytes : 1)) {
+Arena::Arena(size_t bytes) : owner_(getpid()), size_(pages(bytes ? bytes : 1)) {
   void* p = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                  -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
@@ -31,11 +33,14 @@ void Arena::advise() {
   madvise(data_, size_, MADV_NOHUGEPAGE);
 }
 
-Arena::~Arena() { munmap(data_, size_); }
+Arena::~Arena() {
+  if (owner_ == getpid()) munmap(data_, size_);
+}
 
 void Arena::resize(size_t bytes, size_t kept) {
   const size_t size = pages(bytes ? bytes : 1);
   const size_t keep = pages(kept);
+  if (kept < size_) std::memset(data_ + kept, 0, std::min(keep, size_) - kept);
   if (keep < size_) madvise(data_ + keep, size_ - keep, MADV_DONTNEED);
   if (size == size_) return;
   void* p = mremap(data_, size_, size, MREMAP_MAYMOVE);

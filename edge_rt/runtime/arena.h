@@ -21,6 +21,7 @@ class Arena {
 
  private:
   void advise();
+  const int owner_;  // process; a forked child has no such mapping
   std::byte* data_;
   size_t size_;
 };

@@ -6,7 +6,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
-#include <pthread.h>
 
 #include "edge_rt/runtime/runtime.h"
 #include "edge_rt/runtime/sampler.h"
@@ -25,14 +24,6 @@ bool signal_raised() {
 
 void finish_call(bool done) {
   if (!done) throw nb::python_error();
-}
-
-std::atomic<bool> g_forked{false};
-
-void require_same_process() {
-  if (g_forked.load())
-    throw std::runtime_error("this engine was made before a fork: its threads and memory stayed in "
-                             "the parent; make a new engine in the child");
 }
 
 const Kernels* kernels_or_throw(const std::string& isa) {
@@ -126,7 +117,6 @@ void bind_runtime(nb::module_& m) {
       .def(
           "load",
           [](Runtime& r, const std::vector<RunTuple>& runs, nb::object progress) {
-            require_same_process();
             std::vector<ResidentRun> list;
             for (const auto& [offset, length, at] : runs) list.push_back({offset, length, at});
             bool done;
@@ -145,7 +135,6 @@ void bind_runtime(nb::module_& m) {
       .def(
           "run",
           [](Runtime& r, const std::vector<int32_t>& tokens, int position, bool with_head) {
-            require_same_process();
             bool done;
             {
               nb::gil_scoped_release unlocked;
@@ -158,7 +147,6 @@ void bind_runtime(nb::module_& m) {
       .def(
           "run_head",
           [](Runtime& r, int first, int n_rows) {
-            require_same_process();
             bool done;
             {
               nb::gil_scoped_release unlocked;
@@ -224,7 +212,6 @@ NB_MODULE(_runtime, m) {
   mallopt(M_ARENA_MAX, 1);
   mallopt(M_MMAP_THRESHOLD, 128 * 1024);
   mallopt(M_TRIM_THRESHOLD, 256 * 1024);
-  pthread_atfork(nullptr, nullptr, [] { g_forked.store(true); });
 
   nb::exception<IoError>(m, "IoError", PyExc_OSError);
 

@@ -22,7 +22,7 @@ uint64_t nanoseconds_since(Clock::time_point start) {
 bool Runtime::run(const int32_t* tokens, int n_tokens, int position, bool with_head,
                   const std::function<bool()>& poll) {
   if (n_tokens < 1 || n_tokens > max_tokens_ || position < 0 ||
-      position + n_tokens > attention_.n_ctx)
+      position > attention_.n_ctx - n_tokens)
     throw std::invalid_argument("a pass outside the context");
   const auto start = Clock::now();
   embed(tokens, n_tokens);
@@ -37,7 +37,7 @@ bool Runtime::run(const int32_t* tokens, int n_tokens, int position, bool with_h
 }
 
 bool Runtime::run_head(int first, int n_rows, const std::function<bool()>& poll) {
-  if (first < 0 || n_rows < 1 || first + n_rows > max_tokens_)
+  if (first < 0 || n_rows < 1 || first > max_tokens_ - n_rows)
     throw std::invalid_argument("logits of rows that were not computed");
   return execute(1, {&poll, n_rows, 0, first, 0, &steps_[1]});
 }
@@ -53,7 +53,7 @@ bool Runtime::execute(int segment, Pass pass) {
     for (size_t t = 0; t < step->tile_chunks.size(); ++t)
       step->tile_left[t].store(step->tile_chunks[t], std::memory_order_relaxed);
   }
-  pool_.run([&](int thread) { run_steps(pass, thread); });
+  pool_->run([&](int thread) { run_steps(pass, thread); });
   if (!stop_.load(std::memory_order_relaxed)) return true;
   ring_->reset();
   if (failure_error_ != 0) throw IoError(failure_error_, failure_);
@@ -67,7 +67,7 @@ void Runtime::run_steps(const Pass& pass, int thread) {
     // A stopped pass still meets every barrier, so that no thread waits for one that left.
     if (!should_stop(pass, thread)) {
       if (step.by_token) {
-        for (int t = thread; t < pass.n_tokens; t += pool_.size())
+        for (int t = thread; t < pass.n_tokens; t += pool_->size())
           run_by_token(pass, step.op, t, i == 0);
       } else if (step.op.kind == OpKind::kAttention) {
         run_attention(pass, step);
@@ -76,7 +76,7 @@ void Runtime::run_steps(const Pass& pass, int thread) {
       }
     }
     const bool same_thread_goes_on = step.by_token && i + 1 < steps.size() && steps[i + 1]->by_token;
-    if (!same_thread_goes_on && i + 1 < steps.size()) pool_.barrier();
+    if (!same_thread_goes_on && i + 1 < steps.size()) pool_->barrier();
   }
 }
 

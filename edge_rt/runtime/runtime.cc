@@ -1,8 +1,11 @@
 // Building a Runtime, loading its resident weights, and its small accessors. execute.cc runs it.
 #include "edge_rt/runtime/runtime.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <condition_variable>
+#include <exception>
 #include <stdexcept>
 
 namespace edge_rt {
@@ -18,10 +21,21 @@ constexpr int kLoadRequests = 8;                // in flight while loading
 
 Runtime::Runtime(Arena& arena, const File& file, const Kernels* kernels, int n_threads,
                  int n_io_threads, int max_tokens)
-    : arena_(arena), file_(file), kernels_(kernels), max_tokens_(max_tokens), pool_(n_threads),
+    : owner_(getpid()),
+      arena_(arena),
+      file_(file),
+      kernels_(kernels),
+      max_tokens_(max_tokens),
+      pool_(std::make_unique<ThreadPool>(n_threads)),
       reader_(make_pread_reader(file, n_io_threads)) {}
 
 Runtime::~Runtime() {
+  if (owner_ != getpid()) {  // a forked child waits in vain for threads that only the parent has
+    (void)ring_.release();
+    (void)reader_.release();
+    (void)pool_.release();
+    return;
+  }
   ring_.reset();    // waits for its reads
   reader_.reset();  // then the threads that would run them end
 }
@@ -51,7 +65,7 @@ void Runtime::add_op(int segment, Op op) {
     const Weight& weight = weights_.at(part.weight);
     total += row_bytes(weight.format, weight.n_cols) * weight.n_rows;
   }
-  const size_t chunk_bytes = std::clamp(total / (pool_.size() * kChunksPerThread), kMinChunkBytes,
+  const size_t chunk_bytes = std::clamp(total / (pool_->size() * kChunksPerThread), kMinChunkBytes,
                                         kMaxChunkBytes);
   int n_tiles = 0;
   for (int p = 0; p < static_cast<int>(op.parts.size()); ++p) {
@@ -99,13 +113,19 @@ bool Runtime::load(const std::vector<ResidentRun>& runs,
   uint64_t total = 0;
   for (const ResidentRun& run : runs) total += run.length;
   bool cancelled = false;
+  std::exception_ptr raised;  // by progress: thrown on only when no read uses `state` any more
   const auto wait_below = [&](int limit) {
     std::unique_lock<std::mutex> lock(state.mutex);
     while (state.in_flight >= limit) {
       state.changed.wait_for(lock, std::chrono::milliseconds(50));
       const uint64_t done = state.done;
       lock.unlock();
-      cancelled = progress(done, total) || cancelled;
+      try {
+        if (!raised) cancelled = progress(done, total) || cancelled;
+      } catch (...) {
+        raised = std::current_exception();
+        cancelled = true;
+      }
       lock.lock();
     }
     return state.error == 0 && !cancelled;
@@ -142,6 +162,7 @@ bool Runtime::load(const std::vector<ResidentRun>& runs,
     if (!go_on) break;
   }
   wait_below(1);
+  if (raised) std::rethrow_exception(raised);
   if (state.error != 0) throw IoError(state.error, state.reason);
   return !cancelled;
 }

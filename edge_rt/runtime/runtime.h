@@ -165,11 +165,12 @@ class Runtime {
   std::byte* at(int64_t offset) const { return arena_.data() + offset; }
   std::byte* kv(int layer, int which, int head, int position) const;
 
+  const int owner_;  // process that has the threads
   Arena& arena_;
   const File& file_;
   const Kernels* const kernels_;
   const int max_tokens_;
-  ThreadPool pool_;
+  std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<StreamRing> ring_;
 

@@ -1,1 +1,297 @@
-int main() { return 0; }
+// Thread pool, arena, sampler, and a tiny model whose logits are the same bits however it is run.
+#include "edge_rt/runtime/runtime.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <climits>
+
+#include "tests/native/check.h"
+#include "tests/native/sampler_checks.h"
+#include "tests/native/tiny_model.h"
+
+namespace edge_rt {
+namespace {
+
+using test::kContext;
+using test::kVocab;
+using test::Random;
+using test::Residency;
+using test::TempFile;
+using test::TinyModel;
+using test::TinyRuntime;
+using test::TinySetup;
+
+using Clock = std::chrono::steady_clock;
+
+const std::function<bool()> kNeverStop = [] { return false; };
+
+// Plain integers: if a barrier or the end of run() did not order them, a thread sanitizer would see
+// it.
+void test_thread_pool() {
+  for (int n = 1; n <= 4; ++n) {
+    ThreadPool pool(n);
+    CHECK(pool.size() == n);
+    std::vector<int> cell(n), seen(n), calls(n);
+    for (int round = 0; round < 400; ++round) {
+      const int n_barriers = round % 5;
+      pool.run([&](int thread) {
+        ++calls[thread];
+        for (int b = 0; b < n_barriers; ++b) {
+          cell[thread] = round * 10 + b;
+          pool.barrier();
+          for (int other = 0; other < n; ++other) seen[thread] += cell[other] == round * 10 + b;
+          pool.barrier();
+        }
+        if (thread == 1 && round % 50 == 0) usleep(1000);  // the others sleep in the last barrier
+      });
+      for (int i = 0; i < n; ++i) CHECK(calls[i] == round + 1);
+      if (round % 100 == 0) usleep(2000);  // the team goes to sleep
+    }
+    for (int i = 0; i < n; ++i) CHECK(seen[i] == 80 * (1 + 2 + 3 + 4) * n);
+  }
+  for (int i = 0; i < 100; ++i) ThreadPool unused(1 + i % 4);
+  // One barrier right behind the other: who is late at one must not be lost at the next.
+  ThreadPool pair(2);
+  for (const auto end = Clock::now() + std::chrono::seconds(1); Clock::now() < end;) {
+    pair.run([&](int) {
+      for (int i = 0; i < 2000; ++i) pair.barrier();
+    });
+  }
+}
+
+size_t pages_held(const std::byte* p, size_t bytes) {
+  std::vector<unsigned char> held(bytes / 4096 + 1);
+  CHECK(mincore(const_cast<std::byte*>(p), bytes, held.data()) == 0);
+  return std::count_if(held.begin(), held.end(), [](unsigned char c) { return c & 1; });
+}
+
+void test_arena() {
+  Random random(1);
+  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  Arena arena(100);
+  CHECK(arena.size() == page);
+  for (int round = 0; round < 60; ++round) {
+    const size_t bytes = random.between(1, 40 * page);
+    const size_t kept = random.between(0, std::min(bytes, arena.size()));
+    std::memset(arena.data(), 0xab, arena.size());
+    for (size_t i = 0; i < kept; ++i) arena.data()[i] = static_cast<std::byte>(test::byte_at(i));
+    arena.resize(bytes, kept);
+    CHECK(arena.size() >= bytes && arena.size() < bytes + page);
+    CHECK(reinterpret_cast<uintptr_t>(arena.data()) % page == 0);
+    if (page == 4096) CHECK(pages_held(arena.data(), arena.size()) <= (kept + page - 1) / page);
+    bool same = true, zero = true;
+    for (size_t i = 0; i < arena.size(); ++i) {
+      const bool inside = i < kept;
+      (inside ? same : zero) &=
+          arena.data()[i] == static_cast<std::byte>(inside ? test::byte_at(i) : 0);
+    }
+    CHECK_CASE(same && zero, "%zu bytes, %zu kept: kept part %d, rest zero %d", bytes, kept, same,
+               zero);
+  }
+}
+
+std::vector<int32_t> random_tokens(Random& random, int n) {
+  std::vector<int32_t> tokens(n);
+  for (int32_t& token : tokens) token = static_cast<int32_t>(random.between(0, kVocab - 1));
+  return tokens;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+void test_same_bits(int format) {
+  Random random(10 + format);
+  const TinyModel model(20 + format, format);
+  const TempFile file(model.content);
+  const std::vector<int32_t> tokens = random_tokens(random, 37);  // more than one attention tile
+  const int n_prompt = 34;
+  std::vector<float> truth[2];  // with a KV cache of floats, of halves
+  for (bool half : {false, true}) {
+    TinySetup plain;
+    plain.residency = Residency::kAll;
+    plain.chunk = 1;
+    plain.half = half;
+    TinyRuntime base(model, file.path(), plain);
+    CHECK(base.load());
+    truth[half] = base.logits(tokens, n_prompt);
+    CHECK(truth[half].size() == tokens.size() * kVocab);
+    CHECK(base.runtime().stats().block_misses == 0 && base.runtime().stats().block_hits > 0);
+  }
+  CHECK(!same_bits(truth[0], truth[1]));
+  if (format == kF32) {
+    const std::vector<double> expected = test::tiny_logits(model, tokens);
+    for (size_t i = 0; i < expected.size(); ++i)
+      CHECK_CASE(std::fabs(truth[0][i] - expected[i]) < 1e-3, "logit %zu: %g, not %g", i,
+                 truth[0][i], expected[i]);
+  }
+  const auto check = [&](TinySetup setup) {
+    setup.ring_units = static_cast<int>(random.between(1, 5));
+    setup.half = random.chance(0.5);
+    setup.direct = random.chance(0.8);
+    setup.salt = random.bits();
+    TinyRuntime tiny(model, file.path(), setup);
+    CHECK(tiny.load());
+    const int n_repeats = 1 + random.chance(0.3);
+    for (int repeat = 0; repeat < n_repeats; ++repeat)
+      CHECK_CASE(same_bits(tiny.logits(tokens, n_prompt), truth[setup.half]),
+                 "%s format %d residency %d threads %d chunk %d half %d", setup.kernels->name,
+                 format, static_cast<int>(setup.residency), setup.n_threads, setup.chunk,
+                 setup.half);
+    const Stats stats = tiny.runtime().stats();
+    CHECK((stats.block_misses == 0) == (setup.residency == Residency::kAll));
+    CHECK((stats.block_hits == 0) == (setup.residency == Residency::kNone));
+    CHECK(stats.tokens == n_repeats * tokens.size() && stats.flash_bytes > 0);
+  };
+  for (const char* isa : {"ref", "avx2"}) {
+    if (kernels_named(isa) == nullptr) continue;
+    for (Residency residency : {Residency::kAll, Residency::kNone, Residency::kAlternating})
+      for (int n_threads : {1, 2, 3})
+        for (int chunk : {1, 4}) {
+          TinySetup setup;
+          setup.kernels = kernels_named(isa);
+          setup.residency = residency;
+          setup.n_threads = n_threads;
+          setup.chunk = chunk;
+          check(setup);
+        }
+  }
+}
+
+void test_cancel() {
+  const TinyModel model(30, kF32);
+  const TempFile file(model.content);
+  Random random(31);
+  const std::vector<int32_t> tokens = random_tokens(random, 8);
+  TinySetup setup;
+  setup.n_threads = 2;
+  setup.residency = Residency::kAlternating;
+  const std::vector<float> truth = [&] {
+    TinyRuntime plain(model, file.path(), setup);
+    CHECK(plain.load());
+    return plain.logits(tokens, 8);
+  }();
+  setup.n_slow = 5000;
+  TinyRuntime tiny(model, file.path(), setup);
+  CHECK(tiny.load());
+  Runtime& runtime = tiny.runtime();
+  for (int round = 0; round < 3; ++round) {
+    runtime.plan({0, 1});
+    const uint64_t passes = runtime.stats().passes;
+    int polls = 0;
+    CHECK(!runtime.run(tokens.data(), 4, 0, true, [&] { return ++polls >= 1; }));
+    CHECK(polls >= 1 && runtime.stats().passes == passes);
+  }
+  CHECK(same_bits(tiny.logits(tokens, 8), truth));
+}
+
+void test_errors() {
+  const TinyModel model(40, kQ4_0);
+  TempFile file(model.content);
+  Random random(41);
+  const std::vector<int32_t> tokens = random_tokens(random, 12);
+  for (int n_threads : {1, 3}) {
+    for (bool direct : {true, false}) {
+      TinySetup setup;
+      setup.n_threads = n_threads;
+      setup.direct = direct;
+      setup.ring_units = 2;
+      TinyRuntime tiny(model, file.path(), setup), doomed(model, file.path(), setup);
+      Runtime& runtime = tiny.runtime();
+      CHECK(tiny.load());
+      const std::vector<float> truth = tiny.logits(tokens, 12);
+
+      int32_t foreign[2] = {0, kVocab};
+      CHECK_THROWS(std::invalid_argument, "vocabulary",
+                   runtime.run(foreign, 2, 0, true, kNeverStop));
+      foreign[1] = -1;
+      CHECK_THROWS(std::invalid_argument, "vocabulary",
+                   runtime.run(foreign, 2, 0, true, kNeverStop));
+      for (int position : {kContext - 3, kContext, -1, INT_MAX - 2, INT_MAX})
+        CHECK_THROWS(std::invalid_argument, "context",
+                     runtime.run(tokens.data(), 4, position, true, kNeverStop));
+      for (int n : {0, -1, 5})
+        CHECK_THROWS(std::invalid_argument, "context",
+                     runtime.run(tokens.data(), n, 0, true, kNeverStop));
+      for (int first : {-1, 3, 4, INT_MAX})
+        CHECK_THROWS(std::invalid_argument, "rows", runtime.run_head(first, 2, kNeverStop));
+      CHECK(same_bits(tiny.logits(tokens, 12), truth));
+
+      // The embedding is still there, the layers are not; then the embedding is gone as well.
+      for (size_t left : {model.weights.at("0q").offset + 100, model.embedding_offset}) {
+        file.truncate(left);
+        for (TinyRuntime* each : {&tiny, &doomed}) {
+          for (int i = 0; i < 2; ++i) {
+            CHECK_THROWS(IoError, "shorter", {
+              each->runtime().plan({0, 1});
+              each->runtime().run(tokens.data(), 4, 0, true, kNeverStop);
+              // Read ahead before the file shrank: this pass may pass, its successor cannot.
+              each->runtime().plan({0, 1});
+              each->runtime().run(tokens.data(), 4, 0, true, kNeverStop);
+            });
+          }
+        }
+      }
+      file.write(model.content);
+      runtime.plan({});
+      // What the ring read for its guess from the short file failed: it is forgotten by the next
+      // error.
+      try {
+        runtime.plan({0, 1});
+        runtime.run(tokens.data(), 1, 0, true, kNeverStop);
+      } catch (const IoError&) {
+      }
+      CHECK(same_bits(tiny.logits(tokens, 12), truth));
+    }
+  }
+}
+
+void test_load() {
+  const TinyModel model(50, kF32);
+  TempFile file(model.content);
+  TinySetup setup;
+  setup.residency = Residency::kAll;
+  for (int i = 0; i < 10; ++i) {  // what progress does must not leave a read behind
+    TinyRuntime tiny(model, file.path(), setup);
+    bool asked = false;
+    const bool loaded = tiny.load([&](uint64_t done, uint64_t total) {
+      CHECK(done <= total);
+      return asked = true;
+    });
+    CHECK(loaded == !asked);
+    try {
+      asked = false;
+      tiny.load([&](uint64_t, uint64_t) -> bool {
+        CHECK(!asked);  // it is not called again
+        asked = true;
+        throw std::runtime_error("interrupted");
+      });
+      CHECK(!asked);
+    } catch (const std::runtime_error& problem) {
+      CHECK(asked && std::string(problem.what()) == "interrupted");
+    }
+    CHECK(tiny.load());
+  }
+  TinyRuntime tiny(model, file.path(), setup);
+  file.truncate(model.weights.at("1q").offset);
+  CHECK_THROWS(IoError, "shorter", tiny.load());
+}
+
+}  // namespace
+}  // namespace edge_rt
+
+int main() {
+  using namespace edge_rt;
+  test::test_seed();
+  test::section("thread pool", test_thread_pool);
+  test::section("arena", test_arena);
+  test::section("sampler", test::test_sampler);
+  test::section("same bits, F32", [] { test_same_bits(kF32); });
+  test::section("same bits, Q4_0", [] { test_same_bits(kQ4_0); });
+  test::section("cancel", test_cancel);
+  test::section("errors", test_errors);
+  test::section("load", test_load);
+  return test::finish("runtime_test");
+}

@@ -14,7 +14,7 @@ bool before(const Candidate& a, const Candidate& b) {
 int most_likely(const float* logits, int n) {
   int best = 0;
   for (int i = 1; i < n; ++i)
-    if (logits[i] > logits[best]) best = i;
+    if (logits[i] > logits[best] || std::isnan(logits[best])) best = i;
   return best;
 }
 
@@ -49,16 +49,19 @@ int Sampler::sample(float* logits, int n, const SamplerOptions& options,
   if (options.repeat_penalty != 1.0f || options.presence_penalty != 0.0f ||
       options.frequency_penalty != 0.0f)
     penalize(logits, n, options, history);
-  if (options.temperature <= 0.0f) return most_likely(logits, n);
+  const int best = most_likely(logits, n);
+  const float peak = logits[best];
+  // A broken model can give anything: without a finite peak there is no distribution to draw from.
+  if (options.temperature <= 0.0f || !std::isfinite(peak)) return best;
 
-  const float peak = logits[most_likely(logits, n)];
   // p >= min_p * p_max, and what underflows in double is never drawn: both bound the candidates.
-  const double lowest = std::max(options.min_p > 0 ? std::log(options.min_p) : -700.0,
-                                 -700.0 * std::max(1.0f, options.temperature));
+  const double lowest = options.min_p > 0 ? std::log(std::min(options.min_p, 1.0f))
+                                          : -700.0 * std::max(1.0f, options.temperature);
   const bool narrow_first = options.top_k <= 0 && options.top_p >= 1.0f;
   Candidate* end = scratch;
   for (int i = 0; i < n; ++i)
-    if (!narrow_first || logits[i] - peak >= lowest) *end++ = {logits[i], i};
+    if (logits[i] <= peak && (!narrow_first || logits[i] - peak >= lowest))  // not a NaN
+      *end++ = {logits[i], i};
   if (options.top_k > 0 && end - scratch > options.top_k) {
     std::nth_element(scratch, scratch + options.top_k, end, before);
     end = scratch + options.top_k;
@@ -67,16 +70,17 @@ int Sampler::sample(float* logits, int n, const SamplerOptions& options,
     double total = 0.0;
     for (const Candidate* c = scratch; c != end; ++c)
       total += std::exp(static_cast<double>(c->logit) - peak);
+    const double enough = std::max<double>(options.top_p, 1e-30) * total;  // the first one stays
     // Sorted piece by piece: a few dozen candidates usually hold top_p of the mass.
     double mass = 0.0;
     Candidate* next = scratch;
-    for (std::ptrdiff_t piece = 64; next != end && mass < options.top_p * total; piece *= 4) {
+    for (std::ptrdiff_t piece = 64; next != end && mass < enough; piece *= 4) {
       Candidate* sorted = end - next > piece ? next + piece : end;
       std::partial_sort(next, sorted, end, before);
-      while (next != sorted && mass < options.top_p * total)
+      while (next != sorted && mass < enough)
         mass += std::exp(static_cast<double>((next++)->logit) - peak);
     }
-    end = next == scratch ? scratch + 1 : next;
+    end = next;
   }
   if (options.min_p > 0.0f)
     end = std::partition(scratch, end,
