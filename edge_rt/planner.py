@@ -22,11 +22,12 @@ MAX_PASS_TOKENS = 256
 MIN_LOGIT_ROWS = 8
 N_IO_THREADS = 4
 _MIN_RING_TILES = 4
-_MAX_RING_BYTES = 32 * MIB
-# A model is cut into about 4096 tiles: small ones spread evenly and fit a small ring, big ones are
-# read at the drive's full speed (which 512 KiB reach on all drives we measured) and keep the lists
-# short.
-_TILES = 4096
+# A ring that stays in the last-level cache: 8 MiB streamed 1.25 times as fast as 32 MiB
+# (docs/measurements.md), because what the drive delivered is computed with before it leaves it.
+_MAX_RING_BYTES = 8 * MIB
+# A model is cut into about 2048 tiles: small ones spread evenly and fit a small ring, big ones are
+# read at the drive's full speed and keep the lists short.
+_TILES = 2048
 _MIN_TILE_BYTES, _MAX_TILE_BYTES = 128 * KIB, 4 * MIB
 _CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
 
@@ -244,7 +245,8 @@ class Planner:
             spare = self._room(
                 settings, limit, MIN_PASS_TOKENS, MIN_LOGIT_ROWS, self._min_ring_bytes()
             )
-            pass_tokens, logit_rows = self._pass_sizes(settings, spare // 16)
+            # Passes of 64 tokens already compute longer than they read.
+            pass_tokens, logit_rows = self._pass_sizes(settings, spare // 32)
             ring = min(_MAX_RING_BYTES, align_up(spare // 16, PAGE))
             ring = max(ring, self._min_ring_bytes())
             room = self._room(settings, limit, pass_tokens, logit_rows, ring)
