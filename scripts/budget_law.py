@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -203,5 +202,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    subprocess.run(["sync"], check=False)
     sys.exit(main())
