@@ -121,8 +121,6 @@ def chat(
 ) -> None:
     """Talk to the model. From a pipe, each line is a message."""
     path = o.model_path(model)
-    from edge_rt.engine import Engine
-
     sampling = {
         "temperature": temp,
         "top_k": top_k,
@@ -134,15 +132,14 @@ def chat(
         "seed": seed,
         "stop": stop or (),
     }
-    with Engine(
+    with o.open_engine(
         path,
-        o.budget_of(ram),
+        ram,
         ctx=ctx,
         threads=threads,
         kv=kv,
         io=io,
         weight_cap=weight_cap,
-        progress=o.loading_progress(),
     ) as engine:
         engine.template()  # say now if there is none
         talk = Conversation(engine, system, max_tokens, sampling)

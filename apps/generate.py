@@ -67,17 +67,14 @@ def generate(
     text = read_prompt(prompt, file)
     bias = o.parse_bias(logit_bias)
     path = o.model_path(model)
-    from edge_rt.engine import Engine
-
-    with Engine(
+    with o.open_engine(
         path,
-        o.budget_of(ram),
+        ram,
         ctx=ctx,
         threads=threads,
         kv=kv,
         io=io,
         weight_cap=weight_cap,
-        progress=o.loading_progress(),
     ) as engine:
         stream = engine.stream(
             text,

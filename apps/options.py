@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from edge_rt.demo import demo_path, pull_demo
 from edge_rt.errors import UsageError
 from edge_rt.process import available_bytes
 from edge_rt.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from edge_rt.engine import Engine
 
 Model = Annotated[
     str | None, typer.Argument(metavar="[MODEL]", help="a GGUF file; the demo model if omitted")
@@ -46,8 +49,6 @@ Seed = Annotated[int | None, typer.Option(metavar="S", help="makes sampling repe
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="end at TEXT; repeatable")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="go on after the end token")]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="the system message")]
-
-T = TypeVar("T")
 
 
 def say(text: str) -> None:
@@ -101,6 +102,13 @@ def loading_progress() -> Callable[[int, int], None] | None:
             shown = percent
 
     return show
+
+
+def open_engine(path: str, ram: str | None, **settings: Any) -> Engine:
+    """An `Engine` for ``--ram``, with its loading shown; ``settings`` as `Engine` takes them."""
+    from edge_rt.engine import Engine
+
+    return Engine(path, budget_of(ram), progress=loading_progress(), **settings)
 
 
 def parse_bias(pairs: list[str] | None) -> dict[int, float]:

@@ -32,22 +32,20 @@ def ppl(
     if not text.is_file():
         raise UsageError(f"no such file: {text}")
     path = o.model_path(model)
-    from edge_rt.engine import Engine
     from edge_rt.perplexity import Perplexity, perplexity, read_text
 
     def show(now: Perplexity) -> None:
         if sys.stderr.isatty():
             print(f"\rwindow {now.chunks}: {now.ppl:.4f} ", end="", file=sys.stderr, flush=True)
 
-    with Engine(
+    with o.open_engine(
         path,
-        o.budget_of(ram),
+        ram,
         ctx=ctx,
         threads=threads,
         kv=kv,
         io=io,
         weight_cap=weight_cap,
-        progress=o.loading_progress(),
     ) as engine:
         result = perplexity(engine, read_text(text), ctx, chunks, show)
         peak = engine.memory()["peak"]

@@ -46,6 +46,21 @@ def stories_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several tiles per matrix, a context of 4096 and a chat template."""
+    maker = load_script("make_model")
+    config = maker.Config(
+        layers=3, hidden=256, ffn=1024, heads=4, kv_heads=2, head_dim=64, vocab=2048, context=4096,
+        format="Q8_0",
+    )  # fmt: skip
+    model = maker.build(config, 3)
+    model.add("tokenizer.chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")
+    path = tmp_path_factory.mktemp("models") / "long.gguf"
+    model.write(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Texts, vocabularies and templates too large or too foreign for the repository."""
     path = Path(os.environ.get("EDGE_RT_SHARED") or ROOT.parent / "shared")

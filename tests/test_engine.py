@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,8 @@ import numpy as np
 import pytest
 
 from edge_rt import BudgetError, Engine, StorageError, UsageError
-from edge_rt.engine import make_settings, open_planner
 from edge_rt.sizes import MIB
 from edge_rt.stop import StopStrings
-
-from .conftest import load_script
 
 EOS = 2
 
@@ -39,21 +35,6 @@ def _frozen() -> Iterator[None]:
 def engine(stories_model: Path) -> Iterator[Engine]:
     with Engine(stories_model, ram="4GiB", weight_cap="0", threads=2) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Several tiles per matrix, a context of 4096 and a chat template."""
-    maker = load_script("make_model")
-    config = maker.Config(
-        layers=3, hidden=256, ffn=1024, heads=4, kv_heads=2, head_dim=64, vocab=2048, context=4096,
-        format="Q8_0",
-    )  # fmt: skip
-    model = maker.build(config, 3)
-    model.add("tokenizer.chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")
-    path = tmp_path_factory.mktemp("models") / "long.gguf"
-    model.write(path)
-    return path
 
 
 def argmax(row: np.ndarray) -> int:
@@ -519,105 +500,3 @@ def test_replaced_while_open(long_model: Path, stories_model: Path, tmp_path: Pa
         os.replace(other, path)
         engine.forget()
         assert engine.generate([1, 2, 3], max_tokens=8, ignore_eos=True).tokens == expected
-
-
-# --- options and the plan -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"threads": 0}, {"threads": 65}, {"threads": -1}, {"kv": "q8"}, {"io": "mmap"},
-        {"ctx": 0}, {"ctx": 513}, {"ram": "much"}, {"ram": 0}, {"ram": -5}, {"weight_cap": "x"},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_bad_options(stories_model: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        Engine(stories_model, **{"ram": "4GiB"} | options)
-
-
-def test_extreme_options_work(stories_model: Path) -> None:
-    for options in ({"threads": 64}, {"threads": 1}, {"ctx": 1}, {"io": "pread"}, {"kv": "f32"}):
-        with Engine(stories_model, ram="4GiB", **options) as engine:
-            assert engine.generate([1], max_tokens=1).tokens == [403]
-
-
-def test_no_file_and_no_model(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nothing.gguf", "/dev/zero"):
-        with pytest.raises(UsageError):
-            Engine(path, ram="4GiB")
-
-
-@pytest.fixture(scope="module", params=["stories", "long", "demo"])
-def planner(request: pytest.FixtureRequest) -> Any:
-    return open_planner(request.getfixturevalue(f"{request.param}_model"))[1]
-
-
-def test_budget_error_has_the_arithmetic(stories_model: Path) -> None:
-    planner = open_planner(stories_model)[1]
-    plan = planner.plan(make_settings(planner, "20MiB"))
-    with pytest.raises(BudgetError) as caught:
-        Engine(stories_model, ram="20MiB")
-    text = str(caught.value)
-    assert isinstance(caught.value, MemoryError)
-    assert f"--ram {plan.floor_bytes // MIB}MiB" in text and str(plan.floor_bytes) in text
-    assert all(role in text for role in plan.roles)
-
-
-def test_floor(planner: Any) -> None:
-    settings = make_settings(planner, "1GiB", ctx=512)
-    floor, _ = planner.floor(settings)
-    assert floor % MIB == 0
-    assert {planner.floor(settings)[0] for _ in range(5)} == {floor}
-    assert planner.plan(make_settings(planner, floor, ctx=512)).fits
-    assert planner.plan(make_settings(planner, floor - 1, ctx=512)).fits is False
-    refused = planner.plan(make_settings(planner, floor - MIB, ctx=512))
-    assert refused.fits is False and refused.floor_bytes == floor
-
-
-@pytest.mark.parametrize("kv", ["f16", "f32"])
-def test_roles_stay_within_the_budget(planner: Any, kv: str) -> None:
-    rng = random.Random(5)
-    for _ in range(60):
-        ctx, threads = rng.choice([1, 7, 64, 512]), rng.choice([1, 2, 8, 64])
-        floor, _ = planner.floor(make_settings(planner, 1 << 40, ctx, threads, kv))
-        room = int(planner.weight_bytes * 1.5) + 64 * MIB
-        budget = floor + rng.choice([0, 1, 4095, rng.randrange(room), rng.randrange(room)])
-        plan = planner.plan(make_settings(planner, budget, ctx, threads, kv))
-        assert plan.fits
-        assert sum(plan.roles.values()) <= budget
-        arena = sum(plan.roles[r] for r in ("weights", "ring", "kv", "activations", "io"))
-        assert plan.arena_bytes <= arena
-
-
-def test_more_budget_never_keeps_less(planner: Any) -> None:
-    """Up to 1 % of the weights, which the pass and the ring may take first."""
-    floor, _ = planner.floor(make_settings(planner, 1 << 40, 512))
-    room = int(planner.weight_bytes * 1.3) + 64 * MIB
-    kept = [
-        planner.plan(make_settings(planner, floor + room * i // 40, 512)).resident_bytes
-        for i in range(41)
-    ]
-    slack = planner.weight_bytes // 100
-    for before, after in pairwise(kept):
-        assert after >= before - slack, kept
-    assert kept[-1] == sum(t.n_bytes for tiles in planner.tiles for t in tiles)
-
-
-def test_everything_resident_needs_no_ring(planner: Any) -> None:
-    plan = planner.plan(make_settings(planner, "8GiB", ctx=512))
-    assert (plan.ring_bytes, plan.roles["ring"], plan.streamed_bytes) == (0, 0, 0)
-    least = planner.plan(make_settings(planner, "8GiB", ctx=512, weight_cap="0"))
-    assert least.resident_bytes == 0
-    assert least.streamed_bytes >= sum(t.n_bytes for tiles in planner.tiles for t in tiles)
-
-
-def test_context_and_threads_raise_the_floor(planner: Any) -> None:
-    def floor(**options: Any) -> int:
-        return planner.floor(make_settings(planner, 1 << 40, **options))[0]
-
-    assert floor(ctx=512, threads=64) > floor(ctx=512, threads=1)
-    if planner.program.hyper.n_ctx_train >= 4096:
-        assert floor(ctx=4096) > floor(ctx=64)
-        assert floor(ctx=4096, kv="f32") > floor(ctx=4096, kv="f16")
