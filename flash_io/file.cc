@@ -36,13 +36,17 @@ size_t direct_alignment(int fd) {
 }  // namespace
 
 File::File(const std::string& path, bool direct) : path_(path) {
-  fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // a FIFO must not block us
   if (fd_ < 0) throw IoError(errno, "cannot open " + path);
   struct stat info;
   if (fstat(fd_, &info) != 0) {
     const int error = errno;
     close(fd_);
     throw IoError(error, "cannot stat " + path);
+  }
+  if (!S_ISREG(info.st_mode)) {
+    close(fd_);
+    throw IoError(EINVAL, path + " is not a regular file");
   }
   size_ = static_cast<uint64_t>(info.st_size);
   const size_t alignment = direct ? direct_alignment(fd_) : 0;

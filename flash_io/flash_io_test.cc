@@ -83,6 +83,8 @@ void test_errors(bool direct) {
     CHECK(problem.code().value() == ENOENT);
     CHECK(std::strstr(problem.what(), missing.c_str()) != nullptr);
   }
+  CHECK_THROWS(IoError, "not a regular file", File("/dev/null", direct));
+  CHECK_THROWS(IoError, "not a regular file", File(".", direct));
   TempFile temp(test_content(100000));
   const File file(temp.path(), direct);
   const Aligned<> memory = aligned_memory(131072);

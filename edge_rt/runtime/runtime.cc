@@ -94,6 +94,9 @@ void Runtime::set_scratch(int64_t offset, size_t bytes_per_thread) {
 }
 
 void Runtime::finish(int64_t ring_offset, size_t ring_bytes) {
+  // Only a norm reads the rows that were asked for; a head that began otherwise would use others.
+  if (steps_[1].empty() || steps_[1][0]->op.kind != OpKind::kRmsNorm)
+    throw std::invalid_argument("the head must begin with a norm");
   for (const Weight& weight : weights_)
     if (matmul_scratch_bytes(weight.n_cols) > scratch_bytes_)
       throw std::invalid_argument("the matmul scratch is too small");
