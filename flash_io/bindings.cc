@@ -35,15 +35,15 @@ nb::bytes read_range(const std::string& path, uint64_t offset, size_t length, si
     const size_t needed = extent.lead + length;
     for (size_t at = 0; at < extent.length; at += step) {
       const size_t n = std::min(step, extent.length - at);
-      reader->submit({extent.offset + at, n, std::min(n, needed > at ? needed - at : 0),
-                      memory.get() + at,
-                      [](void* context, uint64_t, int error, const char* reason) {
-                        auto* s = static_cast<State*>(context);
-                        std::lock_guard<std::mutex> lock(s->mutex);
-                        if (error != 0) s->error = error, s->reason = reason;
-                      },
-                      &state, 0},
-                     false);
+      reader->submit(
+          {extent.offset + at, n, std::min(n, needed > at ? needed - at : 0), memory.get() + at,
+           [](void* context, uint64_t, int error, const char* reason) {
+             auto* s = static_cast<State*>(context);
+             std::lock_guard<std::mutex> lock(s->mutex);
+             if (error != 0) s->error = error, s->reason = reason;
+           },
+           &state, 0},
+          false);
     }
     reader->drain();
   }

@@ -18,11 +18,12 @@ namespace {
 // The kernel's struct statx from stx_dio_mem_align on; older headers lack the fields.
 constexpr size_t kDioMemAlignAt = 0x98, kDioOffsetAlignAt = 0x9c;
 
-// Alignment that direct reads of `fd` need: 0 if the file system says that it has none, else what it
-// says or, where it does not say, 4096.
+// Alignment that direct reads of `fd` need: 0 if the file system says that it has none, else what
+// it says or, where it does not say, 4096.
 size_t direct_alignment(int fd) {
   struct statx info = {};
-  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) == 0 && (info.stx_mask & STATX_DIOALIGN)) {
+  if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) == 0 &&
+      (info.stx_mask & STATX_DIOALIGN)) {
     uint32_t memory, offset;
     std::memcpy(&memory, reinterpret_cast<const char*>(&info) + kDioMemAlignAt, sizeof memory);
     std::memcpy(&offset, reinterpret_cast<const char*>(&info) + kDioOffsetAlignAt, sizeof offset);
@@ -80,13 +81,13 @@ AlignedExtent File::cover(uint64_t offset, size_t length) const {
 
 void File::read(uint64_t offset, size_t length, size_t needed, std::byte* destination) const {
   const auto shorter = [this](uint64_t end) {
-    return IoError(EIO, path_ + " ends at byte " + std::to_string(end) +
-                            ": it became shorter while in use");
+    return IoError(
+        EIO, path_ + " ends at byte " + std::to_string(end) + ": it became shorter while in use");
   };
   size_t done = 0;
   while (done < needed) {
-    const ssize_t n = pread(fd_, destination + done, length - done,
-                            static_cast<off_t>(offset + done));
+    const ssize_t n =
+        pread(fd_, destination + done, length - done, static_cast<off_t>(offset + done));
     if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
     if (n < 0)
       throw IoError(errno, "reading " + std::to_string(length - done) + " bytes at " +

@@ -63,8 +63,8 @@ void matmul(const std::string& isa, int format, nb::bytes weights, Array<const f
   matmul_for(table(isa), format)(&rows, &a, n_tokens, &out, scratch.data());
 }
 
-void rms_norm(const std::string& isa, Array<const float, 1> x, Array<const float, 1> weight, float eps,
-              Array<float, 1> y) {
+void rms_norm(const std::string& isa, Array<const float, 1> x, Array<const float, 1> weight,
+              float eps, Array<float, 1> y) {
   require(x.size() == weight.size() && x.size() == y.size(), "shapes disagree");
   table(isa)->rms_norm(x.data(), weight.data(), static_cast<int>(x.size()), eps, y.data());
 }
@@ -94,27 +94,30 @@ void attention(const std::string& isa, Array<const float, 1> q, Array<const Kv, 
 
 NB_MODULE(_kernels, m) {
   m.doc() = "Kernels by ISA name ('ref', 'avx2', 'auto').";
-  m.def("available", [](const std::string& isa) { return kernels_named(isa.c_str()) != nullptr; },
-        "isa"_a);
+  m.def(
+      "available", [](const std::string& isa) { return kernels_named(isa.c_str()) != nullptr; },
+      "isa"_a);
   m.def("quantize", &quantize, "isa"_a, "x"_a, "codes"_a, "scales"_a, "sums"_a);
   m.def("matmul", &matmul, "isa"_a, "format"_a, "weights"_a, "x"_a, "y"_a, "accumulate"_a = false);
   m.def("rms_norm", &rms_norm, "isa"_a, "x"_a, "weight"_a, "eps"_a, "y"_a);
   m.def("silu_gate", &silu_gate, "isa"_a, "gate"_a, "up"_a);
   m.def("attention_f16", &attention<uint16_t>, "isa"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a);
   m.def("attention_f32", &attention<float>, "isa"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a);
-  m.def("to_half",
-        [](const std::string& isa, Array<const float, 1> x, Array<uint16_t, 1> y) {
-          require(x.size() == y.size(), "shapes disagree");
-          table(isa)->to_half(x.data(), y.data(), static_cast<int>(x.size()));
-        },
-        "isa"_a, "x"_a, "y"_a);
-  m.def("dequantize_row",
-        [](int format, nb::bytes row, Array<float, 1> out) {
-          require(row.size() == row_bytes(format, static_cast<int>(out.size())), "shapes disagree");
-          dequantize_row(format, reinterpret_cast<const uint8_t*>(row.c_str()),
-                         static_cast<int>(out.size()), out.data());
-        },
-        "format"_a, "row"_a, "out"_a);
+  m.def(
+      "to_half",
+      [](const std::string& isa, Array<const float, 1> x, Array<uint16_t, 1> y) {
+        require(x.size() == y.size(), "shapes disagree");
+        table(isa)->to_half(x.data(), y.data(), static_cast<int>(x.size()));
+      },
+      "isa"_a, "x"_a, "y"_a);
+  m.def(
+      "dequantize_row",
+      [](int format, nb::bytes row, Array<float, 1> out) {
+        require(row.size() == row_bytes(format, static_cast<int>(out.size())), "shapes disagree");
+        dequantize_row(format, reinterpret_cast<const uint8_t*>(row.c_str()),
+                       static_cast<int>(out.size()), out.data());
+      },
+      "format"_a, "row"_a, "out"_a);
 }
 
 }  // namespace edge_rt

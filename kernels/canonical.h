@@ -1,5 +1,5 @@
-// The scalar pieces of the canonical arithmetic that both reference and SIMD tails use. Everything is
-// static: an ISA file must emit no symbol that the linker could choose for another CPU.
+// The scalar pieces of the canonical arithmetic that both reference and SIMD tails use. Everything
+// is static: an ISA file must emit no symbol that the linker could choose for another CPU.
 #pragma once
 
 #include <stdint.h>

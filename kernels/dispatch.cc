@@ -26,12 +26,18 @@ const Kernels* kernels_named(const char* name) {
 
 MatmulKernel matmul_for(const Kernels* kernels, int format) {
   switch (format) {
-    case kF32: return kernels->matmul_f32;
-    case kF16: return kernels->matmul_f16;
-    case kBF16: return kernels->matmul_bf16;
-    case kQ4_0: return kernels->matmul_q4_0;
-    case kQ4_1: return kernels->matmul_q4_1;
-    case kQ8_0: return kernels->matmul_q8_0;
+    case kF32:
+      return kernels->matmul_f32;
+    case kF16:
+      return kernels->matmul_f16;
+    case kBF16:
+      return kernels->matmul_bf16;
+    case kQ4_0:
+      return kernels->matmul_q4_0;
+    case kQ4_1:
+      return kernels->matmul_q4_1;
+    case kQ8_0:
+      return kernels->matmul_q8_0;
   }
   return nullptr;
 }
@@ -39,12 +45,17 @@ MatmulKernel matmul_for(const Kernels* kernels, int format) {
 size_t row_bytes(int format, int n_cols) {
   const size_t n = (size_t)n_cols, blocks = n / kBlockColumns;
   switch (format) {
-    case kF32: return n * 4;
+    case kF32:
+      return n * 4;
     case kF16:
-    case kBF16: return n * 2;
-    case kQ4_0: return blocks * sizeof(BlockQ4_0);
-    case kQ4_1: return blocks * sizeof(BlockQ4_1);
-    case kQ8_0: return blocks * sizeof(BlockQ8_0);
+    case kBF16:
+      return n * 2;
+    case kQ4_0:
+      return blocks * sizeof(BlockQ4_0);
+    case kQ4_1:
+      return blocks * sizeof(BlockQ4_1);
+    case kQ8_0:
+      return blocks * sizeof(BlockQ8_0);
   }
   return 0;
 }

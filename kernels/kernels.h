@@ -2,12 +2,14 @@
 //
 // Canonical arithmetic (design promise 2). Everything is float32, rounded to nearest even, fma only
 // where it is written here:
-//   matmul, quantized weights   y = 0; for blocks ascending: y = fma(d_w * d_x, (float)s, y) with s the
+//   matmul, quantized weights   y = 0; for blocks ascending: y = fma(d_w * d_x, (float)s, y) with s
+//   the
 //                               integer sum of weight code * activation code over the block's 32
 //                               columns; Q4_1 then adds y = fma(m_w * d_x, (float)sum_x, y).
 //   matmul, float weights       lane[j % 8] = fma(w_j, x_j, lane[j % 8]), columns ascending, then
 //                               `reduce8` = ((l0+l4)+(l2+l6)) + ((l1+l5)+(l3+l7)).
-//   attention                   positions in tiles of 32 from position 0; online softmax over tiles.
+//   attention                   positions in tiles of 32 from position 0; online softmax over
+//   tiles.
 // No result depends on how rows or tokens are split over calls or threads.
 #pragma once
 
@@ -23,11 +25,11 @@ enum { kAttentionTile = 32 };  // positions per softmax step, part of the arithm
 // Activations for a matmul, n_tokens rows of n_cols. `codes`, `scales` and `sums` are set for
 // quantized weights (32 columns per scale; sums of the codes), `values` for float ones.
 struct Activations {
-  const float* values;    // (tokens, cols)
-  const int8_t* codes;    // (tokens, cols), -127..127
-  const float* scales;    // (tokens, cols / 32)
-  const int32_t* sums;    // (tokens, cols / 32)
-  size_t stride;          // columns from one token to the next, in all four (÷ 32 for the last two)
+  const float* values;  // (tokens, cols)
+  const int8_t* codes;  // (tokens, cols), -127..127
+  const float* scales;  // (tokens, cols / 32)
+  const int32_t* sums;  // (tokens, cols / 32)
+  size_t stride;        // columns from one token to the next, in all four (÷ 32 for the last two)
 };
 
 // A run of rows of one weight matrix in file layout. Rows need no alignment.
@@ -45,18 +47,19 @@ struct Output {
   bool accumulate;  // y = y + product instead of y = product
 };
 
-// REQUIRES: `scratch` has matmul_scratch_bytes(n_cols) bytes, 64-aligned, owned by the caller's thread.
+// REQUIRES: `scratch` has matmul_scratch_bytes(n_cols) bytes, 64-aligned, owned by the caller's
+// thread.
 typedef void (*MatmulKernel)(const struct Rows* w, const struct Activations* x, int n_tokens,
                              const struct Output* out, uint8_t* scratch);
 
 struct AttentionArgs {
-  const float* q;          // (head_dim)
-  const void* k;           // (n_positions, head_dim), half or float
-  const void* v;           // (n_positions, head_dim)
-  float* out;              // (head_dim)
+  const float* q;  // (head_dim)
+  const void* k;   // (n_positions, head_dim), half or float
+  const void* v;   // (n_positions, head_dim)
+  float* out;      // (head_dim)
   int head_dim;
-  int n_positions;         // positions 0..n_positions-1 are attended to
-  float scale;             // usually 1 / sqrt(head_dim)
+  int n_positions;  // positions 0..n_positions-1 are attended to
+  float scale;      // usually 1 / sqrt(head_dim)
 };
 
 struct Kernels {

@@ -1,9 +1,9 @@
 // AVX2 matmuls. Only C headers and static code here: see CONTRIBUTING.md, "add a kernel ISA".
 //
-// One token: eight rows at a time straight from the file layout; each row's 32 products are reduced to
-// one integer, the eight integers become one vector (lane = row) and go through the canonical fma.
-// Several tokens: the eight rows are transposed once into scratch, so that a 32-bit lane holds four
-// columns of its row and the inner loop needs no reduction at all.
+// One token: eight rows at a time straight from the file layout; each row's 32 products are reduced
+// to one integer, the eight integers become one vector (lane = row) and go through the canonical
+// fma. Several tokens: the eight rows are transposed once into scratch, so that a 32-bit lane holds
+// four columns of its row and the inner loop needs no reduction at all.
 #include <immintrin.h>
 
 #include "kernels/canonical.h"
@@ -96,7 +96,8 @@ void one_token(const Rows* w, const Activations* x, const Output* out) {
   const int n_blocks = w->n_cols / kBlockColumns;
   for (int first = 0; first < w->n_rows; first += kGroup) {
     const RowGroup g = group_at(w, first);
-    // Eight short streams confuse the hardware prefetcher: fetch the next group, which is contiguous.
+    // Eight short streams confuse the hardware prefetcher: fetch the next group, which is
+    // contiguous.
     const uint8_t* ahead = w->data + (size_t)(first + kGroup) * w->row_bytes;
     __m256 y = _mm256_setzero_ps();
     for (int b = 0; b < n_blocks; ++b) {
@@ -107,9 +108,9 @@ void one_token(const Rows* w, const Activations* x, const Output* out) {
       __m256i p[kGroup];
       for (int i = 0; i < kGroup; ++i) {
         const __m256i q = F::load(g.row[i] + at + F::kCodes);
-        const __m256i pairs = F::kUnsigned
-                                  ? _mm256_maddubs_epi16(q, codes)
-                                  : _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(codes, q));
+        const __m256i pairs =
+            F::kUnsigned ? _mm256_maddubs_epi16(q, codes)
+                         : _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(codes, q));
         p[i] = _mm256_madd_epi16(pairs, ones);
       }
       const __m256 d = load_scales(&g, at);
@@ -259,7 +260,8 @@ void float_rows(const Rows* w, const Activations* x, int token, const Output* ou
         float lane[8];
         _mm256_storeu_ps(lane, acc[t][i]);
         for (int j = whole; j < w->n_cols; ++j)
-          lane[j % 8] = __builtin_fmaf(W::load1(row[i] + (size_t)j * W::kBytes), values[j], lane[j % 8]);
+          lane[j % 8] =
+              __builtin_fmaf(W::load1(row[i] + (size_t)j * W::kBytes), values[j], lane[j % 8]);
         float* y = out->y + (token + t) * out->stride + first + i;
         *y = out->accumulate ? *y + reduce8(lane) : reduce8(lane);
       }

@@ -54,8 +54,7 @@ void matmul_quantized_ref(const Rows* w, const Activations* x, int n_tokens, con
         Block block;
         memcpy(&block, w->data + r * w->row_bytes + b * sizeof block, sizeof block);
         int32_t s = 0;
-        for (int j = 0; j < kBlockColumns; ++j)
-          s += code(&block, j) * codes[b * kBlockColumns + j];
+        for (int j = 0; j < kBlockColumns; ++j) s += code(&block, j) * codes[b * kBlockColumns + j];
         y = __builtin_fmaf(half_to_float(block.d) * scales[b], (float)s, y);
         y = add_min(&block, scales[b], sums[b], y);
       }
@@ -83,12 +82,18 @@ void widen_row(const uint8_t* row, int n, float* out) {
 
 void dequantize_row(int format, const uint8_t* row, int n, float* out) {
   switch (format) {
-    case kF32: return widen_row<widen_f32>(row, n, out);
-    case kF16: return widen_row<widen_f16>(row, n, out);
-    case kBF16: return widen_row<widen_bf16>(row, n, out);
-    case kQ4_0: return dequantize_blocks<BlockQ4_0>(row, n, out);
-    case kQ4_1: return dequantize_blocks<BlockQ4_1>(row, n, out);
-    case kQ8_0: return dequantize_blocks<BlockQ8_0>(row, n, out);
+    case kF32:
+      return widen_row<widen_f32>(row, n, out);
+    case kF16:
+      return widen_row<widen_f16>(row, n, out);
+    case kBF16:
+      return widen_row<widen_bf16>(row, n, out);
+    case kQ4_0:
+      return dequantize_blocks<BlockQ4_0>(row, n, out);
+    case kQ4_1:
+      return dequantize_blocks<BlockQ4_1>(row, n, out);
+    case kQ8_0:
+      return dequantize_blocks<BlockQ8_0>(row, n, out);
   }
 }
 

@@ -36,8 +36,8 @@ void quantize_avx2(const float* x, int n, int8_t* codes, float* scales, int32_t*
       q[i] = _mm256_cvtps_epi32(code);
       sum = _mm256_add_epi32(sum, q[i]);
     }
-    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]),
-                                              _mm256_packs_epi32(q[2], q[3]));
+    const __m256i packed =
+        _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     _mm256_storeu_si256((__m256i*)codes, _mm256_permutevar8x32_epi32(packed, order));
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
     s = _mm_hadd_epi32(s, s);
@@ -170,19 +170,11 @@ void to_half_avx2(const float* x, uint16_t* y, int n) {
 }  // namespace
 
 const Kernels* kernel_table_avx2() {
-  static const Kernels table = {"avx2",
-                                kMatmulF32Avx2,
-                                kMatmulF16Avx2,
-                                kMatmulBF16Avx2,
-                                kMatmulQ4_0Avx2,
-                                kMatmulQ4_1Avx2,
-                                kMatmulQ8_0Avx2,
-                                quantize_avx2,
-                                rms_norm_avx2,
-                                silu_gate_avx2,
-                                attention_avx2<uint16_t>,
-                                attention_avx2<float>,
-                                to_half_avx2};
+  static const Kernels table = {
+      "avx2",          kMatmulF32Avx2,  kMatmulF16Avx2,           kMatmulBF16Avx2,
+      kMatmulQ4_0Avx2, kMatmulQ4_1Avx2, kMatmulQ8_0Avx2,          quantize_avx2,
+      rms_norm_avx2,   silu_gate_avx2,  attention_avx2<uint16_t>, attention_avx2<float>,
+      to_half_avx2};
   return &table;
 }
 

@@ -21,7 +21,10 @@ void quantize_ref(const float* x, int n, int8_t* codes, float* scales, int32_t* 
     for (int j = 0; j < kBlockColumns; ++j) {
       // A subnormal d has an inverse of infinity: the clamp keeps the code inside int8.
       const float code = rintf(x[j] * inverse);
-      codes[j] = (int8_t)(code > 127.0f ? 127.0f : code < -127.0f ? -127.0f : code == code ? code : 0.0f);
+      codes[j] = (int8_t)(code > 127.0f    ? 127.0f
+                          : code < -127.0f ? -127.0f
+                          : code == code   ? code
+                                           : 0.0f);
       sum += codes[j];
     }
     scales[b] = d;
@@ -85,19 +88,11 @@ void to_half_ref(const float* x, uint16_t* y, int n) {
 }  // namespace
 
 const Kernels* kernels_ref() {
-  static const Kernels table = {"ref",
-                                kMatmulF32Ref,
-                                kMatmulF16Ref,
-                                kMatmulBF16Ref,
-                                kMatmulQ4_0Ref,
-                                kMatmulQ4_1Ref,
-                                kMatmulQ8_0Ref,
-                                quantize_ref,
-                                rms_norm_ref,
-                                silu_gate_ref,
-                                attention_ref<uint16_t>,
-                                attention_ref<float>,
-                                to_half_ref};
+  static const Kernels table = {
+      "ref",          kMatmulF32Ref,  kMatmulF16Ref,           kMatmulBF16Ref,
+      kMatmulQ4_0Ref, kMatmulQ4_1Ref, kMatmulQ8_0Ref,          quantize_ref,
+      rms_norm_ref,   silu_gate_ref,  attention_ref<uint16_t>, attention_ref<float>,
+      to_half_ref};
   return &table;
 }
 

@@ -45,7 +45,8 @@ void StreamRing::plan(const std::vector<int>& wanted) {
     const uint64_t cut = instances_[n_begun_ + same].first;
     instances_.resize(n_begun_ + same);
     planned_ = cut;
-    // The numbers from `cut` on are given again: what was read for the guess must not answer for them.
+    // The numbers from `cut` on are given again: what was read for the guess must not answer for
+    // them.
     for (uint64_t sequence = cut; sequence < granted_; ++sequence)
       slot(sequence).ready.store(0, std::memory_order_relaxed);
     if (granted_ > cut) granted_ = cut;
@@ -82,7 +83,8 @@ bool StreamRing::allocate(size_t length, size_t* at) const {
 
 void StreamRing::grant() {
   // Instances that are begun and wholly granted are history.
-  while (n_begun_ > 0 && granted_ >= instances_[0].first + segments_[instances_[0].segment].size()) {
+  while (n_begun_ > 0 &&
+         granted_ >= instances_[0].first + segments_[instances_[0].segment].size()) {
     instances_.pop_front();
     --n_begun_;
   }
@@ -136,9 +138,8 @@ const std::byte* StreamRing::wait(uint64_t sequence, const std::function<bool()>
   while (s.ready.load(std::memory_order_acquire) != sequence + 1) {
     if (poll()) return nullptr;
     std::unique_lock<std::mutex> lock(mutex_);
-    arrived_.wait_for(lock, std::chrono::milliseconds(20), [&] {
-      return s.ready.load(std::memory_order_acquire) == sequence + 1;
-    });
+    arrived_.wait_for(lock, std::chrono::milliseconds(20),
+                      [&] { return s.ready.load(std::memory_order_acquire) == sequence + 1; });
   }
   if (s.error != 0) throw IoError(s.error, s.reason);
   return memory_ + s.at + s.lead;

@@ -1,16 +1,16 @@
 // The stream ring: staging memory for weight blocks that are used once per pass.
 //
-// Blocks come in *segments*, each a fixed list in the order of use (0: the layers, 1: the head). The
-// consumer says which segments it will run; past that the ring guesses that decoding goes on (layers,
-// head, layers, ...) and reads ahead across layers and across the token boundary.
+// Blocks come in *segments*, each a fixed list in the order of use (0: the layers, 1: the head).
+// The consumer says which segments it will run; past that the ring guesses that decoding goes on
+// (layers, head, layers, ...) and reads ahead across layers and across the token boundary.
 //
 // Each block instance has a sequence number, ascending in the order of use, and these states:
 //   planned -> loading   memory granted, read queued; granted strictly in sequence order
 //   loading -> ready     the read arrived (or failed: wait() throws)
 //   ready -> free        released by the consumer; memory is reused strictly in sequence order
-// A thread that waits for a block holds no grant that the block needs: memory is granted in the order
-// of use, so every earlier block is ready or loading and will be released without waiting for a later
-// one. The ring therefore cannot deadlock as long as the largest block fits.
+// A thread that waits for a block holds no grant that the block needs: memory is granted in the
+// order of use, so every earlier block is ready or loading and will be released without waiting for
+// a later one. The ring therefore cannot deadlock as long as the largest block fits.
 #pragma once
 
 #include <atomic>
@@ -39,15 +39,15 @@ class StreamRing {
   // does not fit the ring. REQUIRES: no block is held.
   void set_segments(std::vector<std::vector<StreamBlock>> segments);
 
-  // The segments that will be run next, in order. Blocks already read ahead are kept where the guess
-  // was right. REQUIRES: no block is held.
+  // The segments that will be run next, in order. Blocks already read ahead are kept where the
+  // guess was right. REQUIRES: no block is held.
   void plan(const std::vector<int>& segments);
 
   // Starts the next planned segment, which must be `segment`; returns its first sequence number.
   uint64_t begin(int segment);
 
-  // The payload of block `sequence`, once it is there. `poll` is called now and then while waiting; true
-  // from it ends the wait with nullptr. Throws IoError if the read failed. Any thread.
+  // The payload of block `sequence`, once it is there. `poll` is called now and then while waiting;
+  // true from it ends the wait with nullptr. Throws IoError if the read failed. Any thread.
   const std::byte* wait(uint64_t sequence, const std::function<bool()>& poll);
 
   // Gives a block's memory back. Once per sequence number, in any order, any thread.
@@ -73,7 +73,7 @@ class StreamRing {
   };
 
   static void on_done(void* context, uint64_t tag, int error, const char* reason);
-  void grant();                  // with mutex_ held: hands out as much memory as there is
+  void grant();  // with mutex_ held: hands out as much memory as there is
   bool allocate(size_t length, size_t* at) const;
   void append(int segment);
   void wait_until_loaded(std::unique_lock<std::mutex>& lock);

@@ -18,8 +18,8 @@ size_t pages(size_t bytes) {
 }  // namespace
 
 Arena::Arena(size_t bytes) : owner_(getpid()), size_(pages(bytes ? bytes : 1)) {
-  void* p = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                 -1, 0);
+  void* p = mmap(nullptr, size_, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
   data_ = static_cast<std::byte*>(p);
   advise();

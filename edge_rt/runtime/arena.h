@@ -15,8 +15,8 @@ class Arena {
   std::byte* data() const { return data_; }  // page-aligned; moves on resize
   size_t size() const { return size_; }
 
-  // Keeps the first `kept` bytes; everything behind them becomes zero and holds no memory until it is
-  // written. REQUIRES: nobody uses the arena meanwhile.
+  // Keeps the first `kept` bytes; everything behind them becomes zero and holds no memory until it
+  // is written. REQUIRES: nobody uses the arena meanwhile.
   void resize(size_t bytes, size_t kept);
 
  private:

@@ -40,10 +40,10 @@ using PartTuple = std::tuple<int, int, int, bool>;       // weight, src, dst, ac
 
 OpKind kind_named(const std::string& name) {
   static const std::pair<const char*, OpKind> kinds[] = {
-      {"rms_norm", OpKind::kRmsNorm}, {"quantize", OpKind::kQuantize},
-      {"matmul", OpKind::kMatmul},    {"add_bias", OpKind::kAddBias},
+      {"rms_norm", OpKind::kRmsNorm},     {"quantize", OpKind::kQuantize},
+      {"matmul", OpKind::kMatmul},        {"add_bias", OpKind::kAddBias},
       {"rope_table", OpKind::kRopeTable}, {"rope", OpKind::kRope},
-      {"store_kv", OpKind::kStoreKv}, {"attention", OpKind::kAttention},
+      {"store_kv", OpKind::kStoreKv},     {"attention", OpKind::kAttention},
       {"silu_gate", OpKind::kSiluGate}};
   for (const auto& [known, kind] : kinds)
     if (name == known) return kind;
@@ -56,7 +56,8 @@ void bind_runtime(nb::module_& m) {
           "__init__",
           [](Runtime* self, Arena& arena, const File& file, const std::string& isa, int n_threads,
              int n_io_threads, int max_tokens) {
-            new (self) Runtime(arena, file, kernels_or_throw(isa), n_threads, n_io_threads, max_tokens);
+            new (self)
+                Runtime(arena, file, kernels_or_throw(isa), n_threads, n_io_threads, max_tokens);
           },
           "arena"_a, "file"_a, "isa"_a, "n_threads"_a, "n_io_threads"_a, "max_tokens"_a,
           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
@@ -95,8 +96,8 @@ void bind_runtime(nb::module_& m) {
       .def(
           "set_attention",
           [](Runtime& r, int n_layers, int n_heads, int n_kv_heads, int head_dim, int n_ctx,
-             bool half, bool rope_halves, const std::vector<double>& rope_frequencies, int rope_table,
-             int64_t kv_offset) {
+             bool half, bool rope_halves, const std::vector<double>& rope_frequencies,
+             int rope_table, int64_t kv_offset) {
             r.set_attention({n_layers, n_heads, n_kv_heads, head_dim, n_ctx, half, rope_halves,
                              rope_frequencies, rope_table, kv_offset});
           },
@@ -159,7 +160,8 @@ void bind_runtime(nb::module_& m) {
           "copy_logits",
           [](const Runtime& r, int row, Logits out) {
             if (out.shape(0) != static_cast<size_t>(r.n_vocab()))
-              throw nb::value_error("the destination must hold one logit per token of the vocabulary");
+              throw nb::value_error(
+                  "the destination must hold one logit per token of the vocabulary");
             std::copy_n(r.logits(row), r.n_vocab(), out.data());
           },
           "row"_a, "out"_a)
@@ -180,9 +182,11 @@ void bind_runtime(nb::module_& m) {
       .def(
           "sample",
           [](Runtime& r, Sampler& sampler, const SamplerOptions& options,
-             const std::vector<int32_t>& history, const std::vector<std::pair<int32_t, float>>& bias,
-             Arena& arena, int64_t scratch_offset) {
-            return sampler.sample(const_cast<float*>(r.logits(0)), r.n_vocab(), options, history, bias,
+             const std::vector<int32_t>& history,
+             const std::vector<std::pair<int32_t, float>>& bias, Arena& arena,
+             int64_t scratch_offset) {
+            return sampler.sample(const_cast<float*>(r.logits(0)), r.n_vocab(), options, history,
+                                  bias,
                                   reinterpret_cast<Candidate*>(arena.data() + scratch_offset));
           },
           "sampler"_a, "options"_a, "history"_a, "bias"_a, "arena"_a, "scratch_offset"_a)
@@ -207,8 +211,8 @@ void bind_runtime(nb::module_& m) {
 
 NB_MODULE(_runtime, m) {
   m.doc() = "The C++ runtime: arena, step program, sampler.";
-  // One malloc arena for all threads and early returns to the system: what malloc keeps is memory that
-  // the budget has paid for and nobody uses.
+  // One malloc arena for all threads and early returns to the system: what malloc keeps is memory
+  // that the budget has paid for and nobody uses.
   mallopt(M_ARENA_MAX, 1);
   mallopt(M_MMAP_THRESHOLD, 128 * 1024);
   mallopt(M_TRIM_THRESHOLD, 256 * 1024);
@@ -236,9 +240,12 @@ NB_MODULE(_runtime, m) {
   nb::class_<Sampler>(m, "Sampler").def(nb::init<uint64_t>(), "seed"_a);
   bind_runtime(m);
 
-  m.def("matmul_scratch_bytes", [](size_t n_cols) { return matmul_scratch_bytes(n_cols); }, "n_cols"_a);
-  m.def("isa_name", [](const std::string& isa) { return std::string(kernels_or_throw(isa)->name); },
-        "isa"_a);
+  m.def(
+      "matmul_scratch_bytes", [](size_t n_cols) { return matmul_scratch_bytes(n_cols); },
+      "n_cols"_a);
+  m.def(
+      "isa_name", [](const std::string& isa) { return std::string(kernels_or_throw(isa)->name); },
+      "isa"_a);
   m.def("malloc_trim", [] { malloc_trim(0); });
 }
 

@@ -1,5 +1,5 @@
-// Running one pass: the compute threads walk the step list together; matmuls and attention are handed
-// out in work units, the rest by token.
+// Running one pass: the compute threads walk the step list together; matmuls and attention are
+// handed out in work units, the rest by token.
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -75,7 +75,8 @@ void Runtime::run_steps(const Pass& pass, int thread) {
         run_chunks(pass, step, thread);
       }
     }
-    const bool same_thread_goes_on = step.by_token && i + 1 < steps.size() && steps[i + 1]->by_token;
+    const bool same_thread_goes_on =
+        step.by_token && i + 1 < steps.size() && steps[i + 1]->by_token;
     if (!same_thread_goes_on && i + 1 < steps.size()) pool_->barrier();
   }
 }
@@ -154,7 +155,8 @@ void Runtime::run_by_token(const Pass& pass, const Op& op, int token, bool first
       kernels_->silu_gate(row(op.dst, token), row(op.src, token), buffers_[op.dst].width);
       break;
     case OpKind::kMatmul:
-    case OpKind::kAttention: break;
+    case OpKind::kAttention:
+      break;
   }
 }
 
@@ -240,7 +242,8 @@ void Runtime::embed(const int32_t* tokens, int n_tokens) {
   const size_t bytes = row_bytes(e.format, e.n_cols);
   for (int t = 0; t < n_tokens; ++t) {
     if (tokens[t] < 0 || tokens[t] >= e.n_rows)
-      throw std::invalid_argument("token " + std::to_string(tokens[t]) + " is not in the vocabulary");
+      throw std::invalid_argument("token " + std::to_string(tokens[t]) +
+                                  " is not in the vocabulary");
   }
   for (int t = 0; t < n_tokens; ++t) {
     const AlignedExtent extent = file_.cover(e.file_offset + tokens[t] * bytes, bytes);

@@ -14,8 +14,8 @@ namespace {
 // Weight bytes per work unit: enough units to balance the threads, each worth its bookkeeping.
 constexpr size_t kMinChunkBytes = 8 * 1024, kMaxChunkBytes = 64 * 1024;
 constexpr int kChunksPerThread = 8;
-constexpr size_t kLoadRequestBytes = 1 << 20;   // per read while loading
-constexpr int kLoadRequests = 8;                // in flight while loading
+constexpr size_t kLoadRequestBytes = 1 << 20;  // per read while loading
+constexpr int kLoadRequests = 8;               // in flight while loading
 
 }  // namespace
 
@@ -65,8 +65,8 @@ void Runtime::add_op(int segment, Op op) {
     const Weight& weight = weights_.at(part.weight);
     total += row_bytes(weight.format, weight.n_cols) * weight.n_rows;
   }
-  const size_t chunk_bytes = std::clamp(total / (pool_->size() * kChunksPerThread), kMinChunkBytes,
-                                        kMaxChunkBytes);
+  const size_t chunk_bytes =
+      std::clamp(total / (pool_->size() * kChunksPerThread), kMinChunkBytes, kMaxChunkBytes);
   int n_tiles = 0;
   for (int p = 0; p < static_cast<int>(op.parts.size()); ++p) {
     const Weight& weight = weights_.at(op.parts[p].weight);
@@ -135,7 +135,8 @@ bool Runtime::load(const std::vector<ResidentRun>& runs,
   };
   bool go_on = true;
   for (const ResidentRun& run : runs) {
-    // Pieces of one run share its alignment phase, so each piece after the first starts on the grid.
+    // Pieces of one run share its alignment phase, so each piece after the first starts on the
+    // grid.
     const AlignedExtent extent = file_.cover(run.file_offset, run.length);
     const size_t needed = extent.lead + run.length;
     std::byte* base = at(run.arena_offset) - extent.lead;

@@ -1,5 +1,5 @@
-// The step program and what it runs on. Python describes it once (add_* calls), then every pass over the
-// model is one run() without Python.
+// The step program and what it runs on. Python describes it once (add_* calls), then every pass
+// over the model is one run() without Python.
 //
 // Offsets are into the arena; nothing here allocates in proportion to the model or the context.
 // Thread rule: one thread uses a Runtime at a time.
@@ -66,8 +66,8 @@ struct Op {
 
 struct AttentionShape {
   int n_layers, n_heads, n_kv_heads, head_dim, n_ctx;
-  bool half;          // KV elements are half floats, else floats
-  bool rope_halves;   // rotate (i, i + n/2) pairs instead of (2i, 2i + 1)
+  bool half;                             // KV elements are half floats, else floats
+  bool rope_halves;                      // rotate (i, i + n/2) pairs instead of (2i, 2i + 1)
   std::vector<double> rope_frequencies;  // radians per position, one per rotated pair
   int rope_table;     // buffer: (max_tokens, 2 * pairs), cosines then sines of the pass's positions
   int64_t kv_offset;  // (layer, k|v, kv_head, position, head_dim)

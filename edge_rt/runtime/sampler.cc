@@ -83,8 +83,8 @@ int Sampler::sample(float* logits, int n, const SamplerOptions& options,
     end = next;
   }
   if (options.min_p > 0.0f)
-    end = std::partition(scratch, end,
-                         [&](const Candidate& c) { return c.logit - peak >= lowest; });
+    end =
+        std::partition(scratch, end, [&](const Candidate& c) { return c.logit - peak >= lowest; });
   std::sort(scratch, end, before);
 
   double total = 0.0;

@@ -18,8 +18,8 @@ class ThreadPool {
 
   int size() const { return n_threads_; }
 
-  // Runs task(0) here and task(1..n-1) on the others; returns when all have returned. Tasks must not
-  // throw. One caller at a time.
+  // Runs task(0) here and task(1..n-1) on the others; returns when all have returned. Tasks must
+  // not throw. One caller at a time.
   void run(const std::function<void(int)>& task);
 
   // Waits inside a task until every thread of the team is here. Spins for a moment, then sleeps.
