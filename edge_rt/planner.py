@@ -17,9 +17,9 @@ from edge_rt.loaders.gguf import GGUFFile, TensorInfo
 from edge_rt.program import HEAD, LOGITS, MatrixUse, Program
 from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
 
-MIN_PASS_TOKENS = 32
+MIN_PASS_TOKENS = 64
 MAX_PASS_TOKENS = 256
-MIN_LOGIT_ROWS = 8
+MIN_LOGIT_ROWS = 16
 N_IO_THREADS = 4
 _MIN_RING_TILES = 4
 # A ring that stays in the last-level cache: 8 MiB streamed 1.25 times as fast as 32 MiB
