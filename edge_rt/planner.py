@@ -262,8 +262,8 @@ class Planner:
         """Bytes that resident tiles may have besides everything else."""
         fixed = self._fixed_roles(settings, pass_tokens, logit_rows, ring)
         left = limit - sum(self._with_page_tables(fixed).values())
-        # Page tables grow with the arena: 1/512 of what the weights get, and gaps between extents.
-        left = max(0, left - left // 256)
+        # Page tables grow with the arena by 1/512 of what the weights get; its parts end on pages.
+        left = max(0, left - left // 256 - 2 * PAGE)
         return left if settings.weight_cap is None else min(left, settings.weight_cap)
 
     def _pass_sizes(self, settings: Settings, spare: int) -> tuple[int, int]:
