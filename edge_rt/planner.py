@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from edge_rt import budget
 from edge_rt.errors import BudgetError
 from edge_rt.loaders.gguf import GGUFFile, TensorInfo
-from edge_rt.program import HEAD, LOGITS, MatrixUse, Program
+from edge_rt.program import LOGITS, MatrixUse, Program
 from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
 
 MIN_PASS_TOKENS = 64
@@ -368,10 +368,6 @@ class Planner:
     def streamed(self, plan: Plan, segment: int) -> list[Tile]:
         """The tiles of ``segment`` that are not resident, in the order of use."""
         return [t for t in self.tiles[segment] if (t.matrix, t.row) not in plan.tile_offsets]
-
-    @property
-    def head_bytes(self) -> int:
-        return sum(t.n_bytes for t in self.tiles[HEAD])
 
 
 def default_threads() -> int:
