@@ -6,7 +6,7 @@ stays below each. Bytes are resident memory (VmHWM) plus kernel memory charged t
 
 from __future__ import annotations
 
-from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.loaders.source import WeightSource
 from edge_rt.sizes import KIB, MIB, align_up
 from edge_rt.tokenizer_cost import tokenizer_ceilings
 
@@ -40,7 +40,7 @@ def kernel_bytes(arena_bytes: int) -> int:
     return KERNEL_BASE_BYTES + arena_bytes // 512
 
 
-def tokenizer_bytes(source: GGUFFile) -> tuple[int, int]:
+def tokenizer_bytes(source: WeightSource) -> tuple[int, int]:
     """Ceilings of (build peak, what stays) for the tokenizer in ``source``, 0 where it has none."""
     tokens = source.get_array("tokenizer.ggml.tokens", None)
     if tokens is None:

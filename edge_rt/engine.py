@@ -26,7 +26,8 @@ from edge_rt.errors import (
 )
 from edge_rt.forecast import learn
 from edge_rt.generation import Completion
-from edge_rt.loaders.gguf import GGUFFile, TensorInfo
+from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.planner import Plan, Planner, Settings, default_threads
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS, build_program
@@ -43,7 +44,7 @@ Progress = Callable[[int, int], object]
 _DEFAULT_CTX = 4096
 
 
-def open_planner(model: str | os.PathLike[str] | None) -> tuple[GGUFFile, Planner, File]:
+def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Planner, File]:
     """Open a model (None: the demo model), check its directory and get ready to plan."""
     path = os.fspath(model) if model is not None else str(demo_path())
     source = GGUFFile.open(path)
@@ -139,6 +140,7 @@ class Engine:
         self._plan = self._planner.plan(self._settings)
         self._plan.require_fit(os.path.basename(self.source.path))
         self._history: list[int] = []
+        assert isinstance(self.source, GGUFFile)
         self.tokenizer = Tokenizer.from_gguf(self.source)
         if self.tokenizer.n_vocab > self.n_vocab:
             raise ModelError(

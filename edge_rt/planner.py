@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from edge_rt import budget
 from edge_rt.errors import BudgetError
-from edge_rt.loaders.gguf import GGUFFile, TensorInfo
+from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.program import LOGITS, MatrixUse, Program
 from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
 
@@ -108,7 +108,7 @@ class Plan:
 class Planner:
     """Plans one model: ``alignment`` is that of direct reads of its file."""
 
-    def __init__(self, source: GGUFFile, program: Program, alignment: int) -> None:
+    def __init__(self, source: WeightSource, program: Program, alignment: int) -> None:
         self.program = program
         self.alignment = alignment
         self.tokenizer_peak, self.tokenizer_steady = budget.tokenizer_bytes(source)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edge_rt.errors import ModelError
-from edge_rt.loaders.gguf import GGUFFile, TensorInfo
+from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.models import architecture_of
 from edge_rt.models.description import Architecture, Attention, GatedMlp, Hyperparameters, Norm
 from edge_rt.quant.blocks import F32, FORMATS, BlockFormat
@@ -91,7 +91,7 @@ class Program:
         return 2 * h.n_layers * h.n_kv_heads * h.head_dim * element_bytes
 
 
-def build_program(source: GGUFFile, read_floats: Callable[[TensorInfo], bytes]) -> Program:
+def build_program(source: WeightSource, read_floats: Callable[[TensorInfo], bytes]) -> Program:
     """Check the directory against the architecture and write down the steps.
 
     ``read_floats`` returns the bytes of a small F32 tensor (rope factors only). Raises `ModelError`
@@ -105,7 +105,7 @@ def build_program(source: GGUFFile, read_floats: Callable[[TensorInfo], bytes]) 
 class _Builder:
     def __init__(
         self,
-        source: GGUFFile,
+        source: WeightSource,
         architecture: Architecture,
         hyper: Hyperparameters,
         read_floats: Callable[[TensorInfo], bytes],

@@ -13,10 +13,7 @@ import math
 import os
 import struct
 import sys
-from dataclasses import dataclass
-from typing import Final, TypeVar, overload
 
-from edge_rt.errors import ModelError
 from edge_rt.loaders.gguf_cursor import (
     CHUNK_BYTES,
     CODES,
@@ -28,7 +25,8 @@ from edge_rt.loaders.gguf_cursor import (
     clip,
     open_file,
 )
-from edge_rt.quant.blocks import FORMATS, UNSUPPORTED, BlockFormat
+from edge_rt.loaders.source import TensorInfo, WeightSource
+from edge_rt.quant.blocks import FORMATS, UNSUPPORTED
 from edge_rt.sizes import MIB, align_up
 
 # The limits below exist so that a hostile file costs little; real files are far from each.
@@ -50,38 +48,16 @@ _SCALARS = {
     7: "bool", 10: "uint64", 11: "int64", 12: "float64",
 }  # fmt: skip
 _STRUCTS = {kind: struct.Struct("<" + CODES[name]) for kind, name in _SCALARS.items()}
-_REQUIRED: Final = object()
-_T = TypeVar("_T")
-_K = TypeVar("_K")
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor: ``shape`` is row-major as in NumPy, so a matrix is (n_rows, n_cols).
-
-    ``offset`` is absolute in the file. ``format`` is None for a format that cannot be read here;
-    ``n_bytes`` then reaches to the next tensor or the end of the file, padding included.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    format: BlockFormat | None
-    format_name: str
-    offset: int
-    n_bytes: int
-
-
-class GGUFFile:
+class GGUFFile(WeightSource):
     """The checked header of a GGUF file; ``metadata`` keeps arrays as `LazyArray`."""
 
     def __init__(self, identity: Identity) -> None:
-        self.path = identity.path
-        self.file_size = identity.size
+        super().__init__(identity.path, (identity.path,), identity.size)
         self.version = 0
         self.alignment = 32
         self.data_offset = 0
-        self.metadata: dict[str, object] = {}
-        self.tensors: dict[str, TensorInfo] = {}
         self._identity = identity
         self._held = 0
         self._strings = 0
@@ -102,43 +78,40 @@ class GGUFFile:
             os.close(fd)
         return file
 
-    def _fail(self, message: str) -> ModelError:
-        return ModelError(f"{self.path}: {message}")
-
     def _hold(self, n_bytes: int) -> None:
         self._held += n_bytes
         if self._held > _MAX_HELD_BYTES:
-            raise self._fail(f"keys and tensor entries need more than {_MAX_HELD_BYTES} bytes")
+            raise self.fail(f"keys and tensor entries need more than {_MAX_HELD_BYTES} bytes")
 
     def _read(self, cursor: Cursor, allow_unsupported: bool) -> None:
         head = cursor.take(min(_HEADER.size, cursor.left), "the header")
         if head[:4] != b"GGUF":
             if head[:4] == b"FUGG":
-                raise self._fail("big-endian GGUF is not supported")
-            raise self._fail(f"not a GGUF file (it starts with {clip(head[:4])})")
+                raise self.fail("big-endian GGUF is not supported")
+            raise self.fail(f"not a GGUF file (it starts with {clip(head[:4])})")
         if len(head) < _HEADER.size:
-            raise self._fail(f"truncated: a GGUF header has {_HEADER.size} bytes, not {len(head)}")
+            raise self.fail(f"truncated: a GGUF header has {_HEADER.size} bytes, not {len(head)}")
         _, self.version, n_tensors, n_keys = _HEADER.unpack(head)
         if self.version == 1:
-            raise self._fail("GGUF version 1 is not supported, versions 2 and 3 are")
+            raise self.fail("GGUF version 1 is not supported, versions 2 and 3 are")
         if self.version not in (2, 3):
             if int.from_bytes(self.version.to_bytes(4, "little"), "big") in (1, 2, 3):
-                raise self._fail("big-endian GGUF is not supported")
-            raise self._fail(f"GGUF version {self.version} is unknown, 2 and 3 are supported")
+                raise self.fail("big-endian GGUF is not supported")
+            raise self.fail(f"GGUF version {self.version} is unknown, 2 and 3 are supported")
         # A key has 8 (length) + 4 (type) + 1 (value) bytes or more, a tensor 8 + 4 + 8 + 4 + 8.
         for what, count, limit, smallest in (
             ("keys", n_keys, _MAX_KEYS, 13),
             ("tensors", n_tensors, _MAX_TENSORS, 32),
         ):
             if count > limit or count * smallest > cursor.left:
-                raise self._fail(
+                raise self.fail(
                     f"{count} {what} cannot be in {cursor.left} bytes (and the limit is {limit})"
                 )
         for _ in range(n_keys):
             self._read_key(cursor)
         self.alignment = self.get_int("general.alignment", 32, minimum=8, maximum=_MAX_ALIGNMENT)
         if self.alignment & (self.alignment - 1):
-            raise self._fail(f"general.alignment is {self.alignment}, not a power of two")
+            raise self.fail(f"general.alignment is {self.alignment}, not a power of two")
         entries = [self._read_tensor(cursor, allow_unsupported) for _ in range(n_tensors)]
         self.data_offset = align_up(cursor.offset, self.alignment)
         self._place(entries)
@@ -146,7 +119,7 @@ class GGUFFile:
     def _read_key(self, cursor: Cursor) -> None:
         key = cursor.text(_MAX_KEY_BYTES, "a key")
         if key in self.metadata:
-            raise self._fail(f"key {clip(key)} occurs twice")
+            raise self.fail(f"key {clip(key)} occurs twice")
         value = self._read_value(cursor, key)
         # By memory, not by length: one astral character makes a string four bytes a character.
         self._hold(_HELD_PER_KEY + sys.getsizeof(key) + sys.getsizeof(value))
@@ -160,35 +133,35 @@ class GGUFFile:
         if kind == _ARRAY:
             return self._read_array(cursor, key, what)
         if kind not in _SCALARS:
-            raise self._fail(f"{what} has unknown value type {kind}")
+            raise self.fail(f"{what} has unknown value type {kind}")
         value = cursor.number(_STRUCTS[kind], what)
         if kind != _BOOL:
             return value
         if value > 1:
-            raise self._fail(f"{what} is a bool of value {value}")
+            raise self.fail(f"{what} is a bool of value {value}")
         return bool(value)
 
     def _read_array(self, cursor: Cursor, key: str, what: str) -> LazyArray:
         kind, length = cursor.number(U32, what), cursor.number(U64, what)
         if kind == _ARRAY:
-            raise self._fail(f"{what} is an array of arrays, which is not supported")
+            raise self.fail(f"{what} is an array of arrays, which is not supported")
         if kind != _STRING and kind not in _SCALARS:
-            raise self._fail(f"{what} is an array of unknown element type {kind}")
+            raise self.fail(f"{what} is an array of unknown element type {kind}")
         name = _SCALARS.get(kind, "string")
         n_bytes = length * _STRUCTS.get(kind, U64).size  # of strings: their lengths alone
         if n_bytes > cursor.left:
-            raise self._fail(f"{what} has {length} elements, but {cursor.left} bytes are left")
+            raise self.fail(f"{what} has {length} elements, but {cursor.left} bytes are left")
         start = cursor.offset
         if kind == _STRING:
             self._strings += length
             if self._strings > _MAX_STRINGS:
-                raise self._fail(f"{what}: more than {_MAX_STRINGS} strings in arrays")
+                raise self.fail(f"{what}: more than {_MAX_STRINGS} strings in arrays")
             cursor.skip_strings(length, what)
         elif kind == _BOOL:
             for done in range(0, length, CHUNK_BYTES):
                 part = cursor.take(min(length - done, CHUNK_BYTES), what)
                 if wrong := part.translate(None, b"\0\1"):
-                    raise self._fail(f"{what} holds a bool of value {wrong[0]}")
+                    raise self.fail(f"{what} holds a bool of value {wrong[0]}")
         else:
             cursor.skip(n_bytes, what)
         return LazyArray(self._identity, clip(key), name, length, start, cursor.offset - start)
@@ -199,34 +172,34 @@ class GGUFFile:
         what = f"tensor {clip(name)}"
         n_dims = cursor.number(U32, what)
         if not 1 <= n_dims <= 4:
-            raise self._fail(f"{what} has {n_dims} dimensions, not 1 to 4")
+            raise self.fail(f"{what} has {n_dims} dimensions, not 1 to 4")
         dims = struct.unpack(f"<{n_dims}Q", cursor.take(8 * n_dims, what))
         ggml_id, offset = cursor.number(U32, what), cursor.number(U64, what)
         self._hold(_HELD_PER_TENSOR + sys.getsizeof(name))
         if min(dims) < 1:
-            raise self._fail(f"{what} has shape {dims[::-1]}")
+            raise self.fail(f"{what} has shape {dims[::-1]}")
         block = FORMATS.get(ggml_id)
         format_name = block.name if block else UNSUPPORTED.get(ggml_id, f"unknown type {ggml_id}")
         n_bytes = 0
         if block:
             if dims[0] % block.block_elements:
-                raise self._fail(
+                raise self.fail(
                     f"{what} has rows of {dims[0]}, not whole {block.name} blocks "
                     f"of {block.block_elements}"
                 )
             n_bytes = block.row_bytes(math.prod(dims))
             if n_bytes > self.file_size:
-                raise self._fail(
+                raise self.fail(
                     f"{what} of shape {dims[::-1]} needs {n_bytes} bytes, "
                     f"the file has {self.file_size}"
                 )
         elif not allow_unsupported:
             known = ", ".join(f.name for f in FORMATS.values())
-            raise self._fail(
+            raise self.fail(
                 f"{what} is stored as {format_name}, which is not supported (supported: {known})"
             )
         if offset % self.alignment:
-            raise self._fail(f"{what} is at offset {offset}, not a multiple of {self.alignment}")
+            raise self.fail(f"{what} is at offset {offset}, not a multiple of {self.alignment}")
         return TensorInfo(name, dims[::-1], block, format_name, offset, n_bytes)
 
     def _place(self, entries: list[TensorInfo]) -> None:
@@ -243,85 +216,15 @@ class GGUFFile:
             )
             n_bytes = t.n_bytes if t.format else min(following, self.file_size) - start
             if start + n_bytes > self.file_size or start >= self.file_size:
-                raise self._fail(
+                raise self.fail(
                     f"tensor {clip(t.name)} lies at {start} to {start + n_bytes}, "
                     f"the file ends at {self.file_size}"
                 )
             if start < end or (place and not n_bytes):
-                raise self._fail(f"tensors {clip(previous)} and {clip(t.name)} overlap")
+                raise self.fail(f"tensors {clip(previous)} and {clip(t.name)} overlap")
             end, previous = start + n_bytes, t.name
             entries[i] = TensorInfo(t.name, t.shape, t.format, t.format_name, start, n_bytes)
         for t in entries:
             if t.name in self.tensors:
-                raise self._fail(f"tensor {clip(t.name)} occurs twice")
+                raise self.fail(f"tensor {clip(t.name)} occurs twice")
             self.tensors[t.name] = t
-
-    def _get(self, key: str, kind: type[_K], what: str, default: object) -> _K | None:
-        """The value at ``key``, None when it is missing and there is a default."""
-        value = self.metadata.get(key)
-        if value is None:
-            if default is _REQUIRED:
-                raise self._fail(f"key {clip(key)} is missing")
-            return None
-        if type(value) is not kind:  # not isinstance: a bool is no integer
-            raise self._fail(f"key {clip(key)} is {clip(value)}, not {what}")
-        return value
-
-    @overload
-    def get_int(self, key: str, *, minimum: int = ..., maximum: int = ...) -> int: ...
-    @overload
-    def get_int(
-        self, key: str, default: _T, minimum: int = ..., maximum: int = ...
-    ) -> int | _T: ...
-    def get_int(
-        self,
-        key: str,
-        default: object = _REQUIRED,
-        minimum: int = -(1 << 63),
-        maximum: int = (1 << 64) - 1,
-    ) -> object:
-        """The integer at ``key``, in ``[minimum, maximum]``; ``default`` when it is missing."""
-        value = self._get(key, int, "an integer", default)
-        if value is not None and not minimum <= value <= maximum:
-            raise self._fail(f"key {clip(key)} is {value}, not in {minimum} to {maximum}")
-        return default if value is None else value
-
-    @overload
-    def get_float(self, key: str) -> float: ...
-    @overload
-    def get_float(self, key: str, default: _T) -> float | _T: ...
-    def get_float(self, key: str, default: object = _REQUIRED) -> object:
-        """The finite number at ``key``; ``default`` when it is missing."""
-        value = self._get(key, float, "a float", default)
-        if value is not None and not math.isfinite(value):
-            raise self._fail(f"key {clip(key)} is {value}, not a finite number")
-        return default if value is None else value
-
-    @overload
-    def get_str(self, key: str) -> str: ...
-    @overload
-    def get_str(self, key: str, default: _T) -> str | _T: ...
-    def get_str(self, key: str, default: object = _REQUIRED) -> object:
-        """The string at ``key``; ``default`` when it is missing."""
-        value = self._get(key, str, "a string", default)
-        return default if value is None else value
-
-    @overload
-    def get_bool(self, key: str) -> bool: ...
-    @overload
-    def get_bool(self, key: str, default: _T) -> bool | _T: ...
-    def get_bool(self, key: str, default: object = _REQUIRED) -> object:
-        """The bool at ``key``; ``default`` when it is missing."""
-        value = self._get(key, bool, "a bool", default)
-        return default if value is None else value
-
-    @overload
-    def get_array(self, key: str, *, kind: str | None = ...) -> LazyArray: ...
-    @overload
-    def get_array(self, key: str, default: _T, kind: str | None = ...) -> LazyArray | _T: ...
-    def get_array(self, key: str, default: object = _REQUIRED, kind: str | None = None) -> object:
-        """The array at ``key``, of element type ``kind`` if given; ``default`` if missing."""
-        value = self._get(key, LazyArray, "an array", default)
-        if value is not None and kind is not None and value.kind != kind:
-            raise self._fail(f"key {clip(key)} is an array of {value.kind}, not of {kind}")
-        return default if value is None else value

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from edge_rt.errors import ModelError
-from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.loaders.source import WeightSource
 from edge_rt.models import llama
 from edge_rt.models.description import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (llama.ARCHITECTURE,)}
 
 
-def architecture_of(source: GGUFFile) -> Architecture:
+def architecture_of(source: WeightSource) -> Architecture:
     """Return the description of the model in ``source``; raises `ModelError` for unknown ones."""
     name = source.get_str("general.architecture")
     if name not in ARCHITECTURES:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edge_rt.errors import ModelError
-from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.loaders.source import WeightSource
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class Architecture:
     name: str
     layer: tuple[Part, ...]
     rope_pairs: Literal["interleaved", "halves"]
-    read: Callable[[GGUFFile, str], Hyperparameters]
+    read: Callable[[WeightSource, str], Hyperparameters]
     embedding: str = "token_embd"
     final_norm: str = "output_norm"
     head: str = "output"  # the embedding matrix where it is missing
     rope_factors: str = "rope_freqs"  # optional divisors of the rope frequencies
 
 
-def read_hyperparameters(source: GGUFFile, prefix: str) -> Hyperparameters:
+def read_hyperparameters(source: WeightSource, prefix: str) -> Hyperparameters:
     """Read the keys that nearly all decoder-only GGUFs share, each checked for range."""
 
     def size(key: str, largest: int, default: int | None = None) -> int:
@@ -118,7 +118,7 @@ def read_hyperparameters(source: GGUFFile, prefix: str) -> Hyperparameters:
     )
 
 
-def _rope_divisor(source: GGUFFile, prefix: str) -> float:
+def _rope_divisor(source: WeightSource, prefix: str) -> float:
     """The factor that linear rope scaling divides positions by; 1 without scaling."""
     kind = source.get_str(f"{prefix}.rope.scaling.type", "none")
     if kind == "none":
