@@ -5,6 +5,7 @@ Runs where llama-cpp-python 0.3.36 is installed (the ``bench`` extra); it does n
     python scripts/peer_llama.py decode MODEL --n 64 [--tokens IDS.npy] [--no-mmap] [--no-repack]
     python scripts/peer_llama.py logits MODEL --tokens IDS.npy -o OUT.npy [--window 512]
     python scripts/peer_llama.py ppl    MODEL --text FILE --chunks 8
+    python scripts/peer_llama.py quantize MODEL --type Q4_K_M -o OUT.gguf
 
 Fixed: CPU, flash attention off, f16 KV, n_batch = n_ubatch = 512. Everything goes through the C
 API: the Python class has no switch for weight repacking (``use_extra_bufts``) and copies logits.
@@ -252,6 +253,22 @@ def ppl(args: argparse.Namespace, peer: Peer) -> dict[str, object]:
     }
 
 
+def quantize(source: Path, target: Path, kind: str) -> dict[str, object]:
+    """Write ``target`` as llama-quantize does with ``--allow-requantize``, without an imatrix."""
+    llama_cpp.llama_log_set(_LOG, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    options.allow_requantize = True
+    options.nthread = 2
+    code = llama_cpp.llama_model_quantize(
+        str(source).encode(), str(target).encode(), ctypes.byref(options)
+    )
+    if code:
+        raise SystemExit(f"llama.cpp cannot quantize {source} to {kind}")
+    return {"out": str(target), "type": kind, "bytes": target.stat().st_size}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -276,7 +293,14 @@ def main() -> int:
             sub.add_argument("--text", type=Path, required=True)
             sub.add_argument("--chunks", type=int)
             sub.add_argument("--ctx", type=int, default=512)
+    sub = commands.add_parser("quantize", help="requantize a GGUF")
+    sub.add_argument("model", type=Path)
+    sub.add_argument("--type", required=True, help="as llama-quantize names it: Q4_K_M, IQ4_XS")
+    sub.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
+    if args.command == "quantize":
+        print(json.dumps(quantize(args.model, args.out, args.type)))
+        return 0
     n_ctx = {"decode": lambda: max(512, args.n), "logits": lambda: args.window}.get(
         args.command, lambda: args.ctx
     )()
