@@ -60,7 +60,10 @@ class Config:
     rope_scaling: str = "none"  # none, linear or llama3
     rope_factor: float = 4.0
     norm_eps: float = 1e-5
-    logit_std: float = 0.7  # of the logits of one token; only of untied models
+    # Of the weights of the embedding (0: as all others) and of one token's logits, if not tied.
+    # A louder embedding keeps tokens apart through layers that mix them.
+    embedding_std: float = 0.0
+    logit_std: float = 0.7
     name: str = "random llama"
 
     def check(self) -> None:
@@ -88,7 +91,7 @@ PRESETS = {
     # Every width is a multiple of 256, the longest block; about 5 bits of entropy per token.
     "small": Config(
         layers=4, hidden=512, ffn=1024, heads=8, kv_heads=4, head_dim=64, vocab=2048,
-        logit_std=2.7, name="random llama, small",
+        embedding_std=0.25, logit_std=2.7, name="random llama, small",
     ),
 }  # fmt: skip
 
@@ -248,7 +251,8 @@ def norm(name: str, n: int, seed: list[int]) -> Tensor:
 
 def tensors(c: Config, seed: list[int]) -> Iterator[Tensor]:
     kv_dim = c.kv_heads * c.head_dim
-    yield matrix("token_embd.weight", c.hidden, c.vocab, c.format, seed)
+    loudness = c.embedding_std * math.sqrt(c.hidden) or 0.7
+    yield matrix("token_embd.weight", c.hidden, c.vocab, c.format, seed, loudness)
     if c.rope_scaling == "llama3":
         yield vector("rope_freqs.weight", llama3_factors(c))
     for i in range(c.layers):
@@ -314,6 +318,7 @@ def main() -> int:
         parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N")
     parser.add_argument("--format", choices=FORMATS)
     parser.add_argument("--tied", action="store_true", default=None)
+    parser.add_argument("--embedding-std", type=float)
     parser.add_argument("--logit-std", type=float)
     parser.add_argument("--rope-theta", type=float)
     parser.add_argument("--rope-scaling", choices=["none", "linear", "llama3"])
