@@ -91,7 +91,7 @@ PRESETS = {
     # Every width is a multiple of 256, the longest block; about 5 bits of entropy per token.
     "small": Config(
         layers=4, hidden=512, ffn=1024, heads=8, kv_heads=4, head_dim=64, vocab=2048,
-        embedding_std=0.25, logit_std=2.7, name="random llama, small",
+        embedding_std=0.25, logit_std=3.0, name="random llama, small",
     ),
 }  # fmt: skip
 
