@@ -12,7 +12,6 @@ KL(llama.cpp || ours) <= max(0.002, 2 * KL(llama.cpp || llama.cpp with flash att
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import math
 import subprocess
@@ -29,7 +28,6 @@ import numpy.typing as npt
 
 from edge_rt import Engine
 from edge_rt.quant import blocks
-from edge_rt.quant.reference import dequantize
 
 Logits = npt.NDArray[np.float32]
 Row = dict[str, object]
@@ -37,21 +35,6 @@ Row = dict[str, object]
 KL_FLOOR = 0.002  # nats that are always granted: int8 activations on both sides
 OWN_FACTOR = 2.0
 QUANTIZED = [fmt.name for fmt in blocks.FORMATS.values() if fmt.quantized]
-
-
-def in_float(model: make_model.GGUFFile) -> make_model.GGUFFile:
-    """The same model with every matrix dequantized to F32."""
-
-    def widened(tensor: make_model.Tensor) -> make_model.Tensor:
-        def fill(out: make_model.BinaryIO) -> None:
-            packed = io.BytesIO()
-            tensor.fill(packed)
-            fmt = make_model.FORMATS[tensor.format]
-            out.write(dequantize(packed.getvalue(), fmt, tensor.dims[::-1]).tobytes())
-
-        return replace(tensor, format="F32", fill=fill)
-
-    return replace(model, tensors=[widened(tensor) for tensor in model.tensors])
 
 
 def peer_logits(python: Path, model: Path, ids: Path, *options: str) -> Logits:
@@ -80,7 +63,7 @@ def measure(fmt: str, folder: Path, python: Path, ids: npt.NDArray[np.int32], se
     model = make_model.build(config, seed)
     path, wide, tokens = folder / f"{fmt}.gguf", folder / f"{fmt}-F32.gguf", folder / "ids.npy"
     model.write(path)
-    in_float(model).write(wide)
+    make_model.dequantized(model).write(wide)
     np.save(tokens, ids)
     peer = peer_logits(python, path, tokens)
     flash = peer_logits(python, path, tokens, "--flash-attn")

@@ -14,6 +14,7 @@ is SentencePiece's with byte fallback, as llama's.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import struct
@@ -26,6 +27,7 @@ from typing import BinaryIO
 import numpy as np
 
 from edge_rt.quant import blocks
+from edge_rt.quant.reference import dequantize
 from edge_rt.quant.reference_write import random_blocks
 
 ALIGNMENT = 32
@@ -306,6 +308,21 @@ def build(c: Config, seed: int) -> GGUFFile:
     gguf.add("tokenizer.ggml.add_eos_token", False)
     gguf.tensors = list(tensors(c, [seed]))
     return gguf
+
+
+def dequantized(model: GGUFFile) -> GGUFFile:
+    """The same model with every matrix in F32: what its products with float activations give."""
+
+    def widened(tensor: Tensor) -> Tensor:
+        def fill(out: BinaryIO) -> None:
+            packed = io.BytesIO()
+            tensor.fill(packed)
+            fmt = FORMATS[tensor.format]
+            out.write(dequantize(packed.getvalue(), fmt, tensor.dims[::-1]).tobytes())
+
+        return replace(tensor, format="F32", fill=fill)
+
+    return replace(model, tensors=[widened(tensor) for tensor in model.tensors])
 
 
 def main() -> int:
