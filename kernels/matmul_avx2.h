@@ -7,16 +7,17 @@
 // transposed once into scratch, so that a 32-bit lane holds four columns of its row and the inner
 // loop needs no reduction at all.
 //
-// A format F is a struct:
-//   Block                 from formats.h
+// A format F is a struct derived from `Format`, which has the defaults:
 //   kParts                sub-blocks that share bytes: the loop over them is unrolled
 //   kSigned               codes are magnitude and sign; else they are unsigned codes c + kOffset
 //   kLargest              the largest (unsigned) code or magnitude
 //   kScales               multipliers k: 0 none, 1 per 32 columns, 2 per 16 columns
 //   kMins                 0: no m; 1: m, but no multipliers n; 2: n too, which needs kScales
-//   load(block, chunk, part)         the 32 codes of sub-block chunk * kParts + part
-//   multipliers(g, at, out)          if kScales: see `multiplier` below, one vector per sub-block
+//   kWords                words that `prepare` computes for each row and sub-block
 //   scale(g, at)                     d (and m) of the block at byte `at` of eight rows
+//   prepare(g, at, out)              multipliers and words of that block, if it has any
+//   load(block, chunk, part, words)  the 32 codes of sub-block chunk * kParts + part of one row;
+//                                    words[i * kGroup] is its word i
 #pragma once
 
 #include <immintrin.h>
@@ -42,6 +43,20 @@ struct Codes {
 
 struct Scale {
   __m256 d, m;  // lane = row
+};
+
+// What is computed for eight rows of a block at once, lane = row.
+template <typename F>
+struct Prepared {
+  static constexpr int kSubBlocks = F::Block::kColumns / kBlockColumns;
+  __m256i k[kSubBlocks];  // see pick_bytes
+  alignas(32) uint32_t words[kSubBlocks][F::kWords ? F::kWords : 1][kGroup];
+};
+
+template <typename B>
+struct Format {
+  typedef B Block;
+  static constexpr int kParts = 1, kSigned = 0, kOffset = 0, kScales = 0, kMins = 0, kWords = 0;
 };
 
 inline RowGroup group_at(const Rows* w, int first) {
@@ -98,6 +113,11 @@ inline void row_quads(const RowGroup* g, size_t offset, __m256i* out) {
   out[1] = _mm256_unpackhi_epi64(a, c);
   out[2] = _mm256_unpacklo_epi64(b, d);
   out[3] = _mm256_unpackhi_epi64(b, d);
+}
+
+// Likewise the first n words, n a multiple of four.
+inline void row_runs(const RowGroup* g, size_t offset, int n, __m256i* out) {
+  for (int i = 0; i < n; i += 4) row_quads(g, offset + 4 * i, out + i);
 }
 
 // The half floats in the low (d) and high (dmin) 16 bits of every lane; m = -dmin.
@@ -205,11 +225,8 @@ void one_token(const Rows* w, const Activations* x, const Output* out) {
     for (int b = 0; b < n_blocks; ++b) {
       const size_t at = (size_t)b * kBytes;
       const Scale scale = F::scale(&g, at);
-      __m256i k[kSubBlocks];
-      if constexpr (F::kScales != 0)
-        F::multipliers(&g, at, k);
-      else
-        k[0] = _mm256_setzero_si256();
+      Prepared<F> prepared;
+      if constexpr (F::kScales != 0) F::prepare(&g, at, &prepared);
       for (int chunk = 0; chunk < kSubBlocks / F::kParts; ++chunk) {
         for (int line = 0; line < kGroup * kBytes * F::kParts / kSubBlocks; line += 64)
           _mm_prefetch((const char*)(ahead + line), _MM_HINT_T0);
@@ -220,12 +237,12 @@ void one_token(const Rows* w, const Activations* x, const Output* out) {
           __m256i p[kGroup];
 #pragma GCC unroll 8
           for (int i = 0; i < kGroup; ++i) {
-            const Codes q = F::load(g.row[i] + at, chunk, part);
+            const Codes q = F::load(g.row[i] + at, chunk, part,
+                                    prepared.words[chunk * F::kParts + part][0] + i);
             p[i] = _mm256_maddubs_epi16(q.magnitude, F::kSigned ? _mm256_sign_epi8(c, q.sign) : c);
           }
-          const __m256i multiplier = k[F::kScales ? chunk * F::kParts + part : 0];
-          const __m256 total = reduce_rows<F>(p, multiplier, sums);
-          y = finish<F>(y, total, scale, multiplier, *scales, sums);
+          const __m256i k = F::kScales != 0 ? prepared.k[chunk * F::kParts + part] : c;
+          y = finish<F>(y, reduce_rows<F>(p, k, sums), scale, k, *scales, sums);
           codes += kBlockColumns, scales += 1, sums += 2;
         }
       }
@@ -239,10 +256,11 @@ void one_token(const Rows* w, const Activations* x, const Output* out) {
 constexpr int kVectors = 8;
 
 template <typename F>
-inline void transpose_codes(const RowGroup* g, size_t at, int chunk, int part, __m256i* v) {
+inline void transpose_codes(const RowGroup* g, size_t at, int chunk, int part,
+                            const uint32_t* words, __m256i* v) {
   __m256i r[8], t[8];
   for (int i = 0; i < 8; ++i) {
-    const Codes q = F::load(g->row[i] + at, chunk, part);
+    const Codes q = F::load(g->row[i] + at, chunk, part, words + i);
     r[i] = F::kSigned ? _mm256_sign_epi8(q.magnitude, q.sign) : q.magnitude;
   }
   for (int i = 0; i < 8; i += 2) {
@@ -269,14 +287,15 @@ void transpose_group(const RowGroup* g, int n_blocks, __m256i* v) {
     const Scale scale = F::scale(g, at);
     _mm256_store_ps((float*)v++, scale.d);
     if (F::kMins != 0) _mm256_store_ps((float*)v++, scale.m);
-    __m256i k[kSubBlocks];
-    if constexpr (F::kScales != 0) F::multipliers(g, at, k);
+    Prepared<F> prepared;
+    if constexpr (F::kScales != 0) F::prepare(g, at, &prepared);
     for (int chunk = 0; chunk < kSubBlocks / F::kParts; ++chunk) {
 #pragma GCC unroll 4
       for (int part = 0; part < F::kParts; ++part) {
-        transpose_codes<F>(g, at, chunk, part, v);
+        const int s = chunk * F::kParts + part;
+        transpose_codes<F>(g, at, chunk, part, prepared.words[s][0], v);
         v += kVectors;
-        if constexpr (F::kScales != 0) _mm256_store_si256(v++, k[chunk * F::kParts + part]);
+        if constexpr (F::kScales != 0) _mm256_store_si256(v++, prepared.k[s]);
       }
     }
   }
@@ -284,10 +303,11 @@ void transpose_group(const RowGroup* g, int n_blocks, __m256i* v) {
 
 inline __m256i broadcast4(const int8_t* p) { return _mm256_set1_epi32((int)load_u32(p)); }
 
-// Vectors of products that fit into 16 bits together; vectors 0..3 have the multiplier k0.
+// Vectors of products that fit into 16 bits together: at most four, all of which have one
+// multiplier.
 template <typename F>
 constexpr int vectors_per_run() {
-  int n = F::kScales == 2 ? 4 : 8;
+  int n = 4;
   while (n > 1 && n * 2 * 127 * F::kLargest > 32767) n /= 2;
   return n;
 }
@@ -296,7 +316,8 @@ template <typename F, int kTokens>
 void transposed_tokens(const __m256i* v, int n_blocks, const Activations* x, int token,
                        const Output* out, int first, int count) {
   constexpr int kSubBlocks = F::Block::kColumns / kBlockColumns, kRun = vectors_per_run<F>();
-  constexpr int kBlockVectors = (F::kMins ? 2 : 1) + kSubBlocks * (kVectors + (F::kScales ? 1 : 0));
+  constexpr int kBlockVectors =
+      (F::kMins != 0 ? 2 : 1) + kSubBlocks * (kVectors + (F::kScales != 0 ? 1 : 0));
   static_assert(kBlockVectors * 32 <= kSubBlocks * kTransposedBytes, "see matmul_scratch_bytes");
   const size_t block_stride = x->stride / kBlockColumns;
   const int8_t* codes = x->codes + token * x->stride;
@@ -309,8 +330,8 @@ void transposed_tokens(const __m256i* v, int n_blocks, const Activations* x, int
     scale.d = scale.m = _mm256_load_ps((const float*)v++);
     if (F::kMins != 0) scale.m = _mm256_load_ps((const float*)v++);
     for (int sub = 0; sub < kSubBlocks; ++sub) {
-      const __m256i k = F::kScales ? v[kVectors] : _mm256_set1_epi16(1);
-      const __m256i k0 = F::kScales ? pairs_k0(k) : k;
+      const __m256i k = F::kScales != 0 ? v[kVectors] : _mm256_set1_epi16(1);
+      const __m256i k0 = F::kScales != 0 ? pairs_k0(k) : k;
       const __m256i k1 = F::kScales == 2 ? pairs_k1(k) : k0;
       __m256i s[kTokens];
       for (int t = 0; t < kTokens; ++t) s[t] = _mm256_setzero_si256();
@@ -331,7 +352,7 @@ void transposed_tokens(const __m256i* v, int n_blocks, const Activations* x, int
         for (int t = 0; t < kTokens; ++t)
           s[t] = _mm256_add_epi32(s[t], _mm256_madd_epi16(p[t], run < kVectors / 2 ? k0 : k1));
       }
-      const __m256i k01 = F::kScales && F::kOffset ? pairs_k01(k) : k0;
+      const __m256i k01 = F::kScales != 0 && F::kOffset != 0 ? pairs_k01(k) : k0;
       for (int t = 0; t < kTokens; ++t) {
         const int16_t* sum = sums + t * block_stride * 2;
         if (F::kOffset != 0)
@@ -339,7 +360,7 @@ void transposed_tokens(const __m256i* v, int n_blocks, const Activations* x, int
                                                            _mm256_set1_epi32(F::kOffset)));
         y[t] = finish<F>(y[t], _mm256_cvtepi32_ps(s[t]), scale, k, scales[t * block_stride], sum);
       }
-      v += kVectors + (F::kScales ? 1 : 0);
+      v += kVectors + (F::kScales != 0 ? 1 : 0);
       codes += kBlockColumns, scales += 1, sums += 2;
     }
   }

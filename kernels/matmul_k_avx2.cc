@@ -18,20 +18,19 @@ inline __m256i nibble(__m256i bytes, int part) {
   return _mm256_and_si256(part ? _mm256_srli_epi16(bytes, 4) : bytes, set1_code(15));
 }
 
-struct FormatQ2_K {
-  typedef BlockQ2_K Block;
-  static constexpr int kParts = 4, kSigned = 0, kOffset = 0, kLargest = 3, kScales = 2, kMins = 2;
-  static Codes load(const uint8_t* block, int chunk, int part) {
+struct FormatQ2_K : Format<BlockQ2_K> {
+  static constexpr int kParts = 4, kLargest = 3, kScales = 2, kMins = 2;
+  static Codes load(const uint8_t* block, int chunk, int part, const uint32_t*) {
     const __m256i codes = load32(block + offsetof(Block, codes) + 32 * chunk);
     return unsigned_codes(two_bits(codes, part, 0));
   }
-  static void multipliers(const RowGroup* g, size_t at, __m256i* out) {
+  static void prepare(const RowGroup* g, size_t at, Prepared<FormatQ2_K>* out) {
     __m256i words[4];
     row_quads(g, at + offsetof(Block, scales), words);
     for (int s = 0; s < kSubBlocks; ++s) {
       const int i = s % 2 * 2;
       const __m256i twice = pick_bytes(words[s / 2], i, i + 1, i, i + 1);
-      out[s] = _mm256_or_si256(
+      out->k[s] = _mm256_or_si256(
           _mm256_and_si256(twice, _mm256_set1_epi32(0x0f0f)),
           _mm256_and_si256(_mm256_srli_epi32(twice, 4), _mm256_set1_epi32(0x0f0f0000)));
     }
@@ -41,16 +40,15 @@ struct FormatQ2_K {
   }
 };
 
-struct FormatQ3_K {
-  typedef BlockQ3_K Block;
-  static constexpr int kParts = 4, kSigned = 0, kOffset = 4, kLargest = 7, kScales = 2, kMins = 0;
-  static Codes load(const uint8_t* block, int chunk, int part) {
+struct FormatQ3_K : Format<BlockQ3_K> {
+  static constexpr int kParts = 4, kOffset = 4, kLargest = 7, kScales = 2;
+  static Codes load(const uint8_t* block, int chunk, int part, const uint32_t*) {
     const __m256i codes = load32(block + offsetof(Block, codes) + 32 * chunk);
     const __m256i high = load32(block + offsetof(Block, high));
     return unsigned_codes(
         _mm256_or_si256(two_bits(codes, part, 0), where_bit(high, chunk * kParts + part, 4)));
   }
-  static void multipliers(const RowGroup* g, size_t at, __m256i* out) {
+  static void prepare(const RowGroup* g, size_t at, Prepared<FormatQ3_K>* out) {
     // The last 16 bytes of the block: two codes, the scales, d.
     __m256i quads[4];
     row_quads(g, at + offsetof(Block, scales) - 2, quads);
@@ -63,8 +61,8 @@ struct FormatQ3_K {
       const __m256i high = two_bits(_mm256_srli_epi32(raw[2], 2 * i), 0, 0);
       const __m256i k =
           _mm256_sub_epi8(_mm256_or_si256(low, _mm256_slli_epi32(high, 4)), set1_code(32));
-      out[2 * i] = pick_bytes(k, 0, 1, -128, -128);
-      out[2 * i + 1] = pick_bytes(k, 2, 3, -128, -128);
+      out->k[2 * i] = pick_bytes(k, 0, 1, -128, -128);
+      out->k[2 * i + 1] = pick_bytes(k, 2, 3, -128, -128);
     }
   }
   static Scale scale(const RowGroup* g, size_t at) { return scale_at<Block>(g, at); }
@@ -86,63 +84,59 @@ void multipliers_of_k4(const RowGroup* g, size_t at, __m256i* out) {
                              pick_bytes(n[s / 4], -128, -128, s % 4, s % 4));
 }
 
-struct FormatQ4_K {
-  typedef BlockQ4_K Block;
-  static constexpr int kParts = 2, kSigned = 0, kOffset = 0, kLargest = 15, kScales = 1, kMins = 2;
-  static Codes load(const uint8_t* block, int chunk, int part) {
+struct FormatQ4_K : Format<BlockQ4_K> {
+  static constexpr int kParts = 2, kLargest = 15, kScales = 1, kMins = 2;
+  static Codes load(const uint8_t* block, int chunk, int part, const uint32_t*) {
     return unsigned_codes(nibble(load32(block + offsetof(Block, codes) + 32 * chunk), part));
   }
-  static void multipliers(const RowGroup* g, size_t at, __m256i* out) {
-    multipliers_of_k4(g, at, out);
+  static void prepare(const RowGroup* g, size_t at, Prepared<FormatQ4_K>* out) {
+    multipliers_of_k4(g, at, out->k);
   }
   static Scale scale(const RowGroup* g, size_t at) { return scale_and_dmin(row_words(g, at)); }
 };
 
-struct FormatQ5_K {
-  typedef BlockQ5_K Block;
-  static constexpr int kParts = 2, kSigned = 0, kOffset = 0, kLargest = 31, kScales = 1, kMins = 2;
-  static Codes load(const uint8_t* block, int chunk, int part) {
+struct FormatQ5_K : Format<BlockQ5_K> {
+  static constexpr int kParts = 2, kLargest = 31, kScales = 1, kMins = 2;
+  static Codes load(const uint8_t* block, int chunk, int part, const uint32_t*) {
     const __m256i codes = load32(block + offsetof(Block, codes) + 32 * chunk);
     const __m256i high = load32(block + offsetof(Block, high));
     return unsigned_codes(
         _mm256_or_si256(nibble(codes, part), where_bit(high, chunk * kParts + part, 16)));
   }
-  static void multipliers(const RowGroup* g, size_t at, __m256i* out) {
-    multipliers_of_k4(g, at, out);
+  static void prepare(const RowGroup* g, size_t at, Prepared<FormatQ5_K>* out) {
+    multipliers_of_k4(g, at, out->k);
   }
   static Scale scale(const RowGroup* g, size_t at) { return scale_and_dmin(row_words(g, at)); }
 };
 
-struct FormatQ6_K {
-  typedef BlockQ6_K Block;
-  static constexpr int kParts = 4, kSigned = 0, kOffset = 32, kLargest = 63, kScales = 2, kMins = 0;
-  static Codes load(const uint8_t* block, int chunk, int part) {
+struct FormatQ6_K : Format<BlockQ6_K> {
+  static constexpr int kParts = 4, kOffset = 32, kLargest = 63, kScales = 2;
+  static Codes load(const uint8_t* block, int chunk, int part, const uint32_t*) {
     const __m256i codes = load32(block + offsetof(Block, codes) + 64 * chunk + 32 * (part % 2));
     const __m256i high = load32(block + offsetof(Block, high) + 32 * chunk);
     return unsigned_codes(_mm256_or_si256(nibble(codes, part / 2), two_bits(high, part, 4)));
   }
-  static void multipliers(const RowGroup* g, size_t at, __m256i* out) {
-    row_quads(g, at + offsetof(Block, scales), out);
+  static void prepare(const RowGroup* g, size_t at, Prepared<FormatQ6_K>* out) {
+    row_quads(g, at + offsetof(Block, scales), out->k);
     for (int s = kSubBlocks - 1; s >= 0; --s)
-      out[s] = pick_bytes(out[s / 2], s % 2 * 2, s % 2 * 2 + 1, -128, -128);
+      out->k[s] = pick_bytes(out->k[s / 2], s % 2 * 2, s % 2 * 2 + 1, -128, -128);
   }
   static Scale scale(const RowGroup* g, size_t at) { return scale_at<Block>(g, at); }
 };
 
-struct FormatIQ4_XS {
-  typedef BlockIQ4_XS Block;
-  static constexpr int kParts = 1, kSigned = 1, kOffset = 0, kLargest = 127, kScales = 1, kMins = 0;
-  static Codes load(const uint8_t* block, int chunk, int) {
+struct FormatIQ4_XS : Format<BlockIQ4_XS> {
+  static constexpr int kSigned = 1, kLargest = 127, kScales = 1;
+  static Codes load(const uint8_t* block, int chunk, int, const uint32_t*) {
     const __m256i nibbles = unpack_nibbles(block + offsetof(Block, codes) + 16 * chunk);
     return signed_codes(_mm256_shuffle_epi8(codebook(kCodebookIQ4), nibbles));
   }
-  static void multipliers(const RowGroup* g, size_t at, __m256i* out) {
+  static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ4_XS>* out) {
     const __m256i high = _mm256_srli_epi32(row_words(g, at), 16);
     const __m256i low = row_words(g, at + offsetof(Block, scales_low));
     for (int s = 0; s < kSubBlocks; ++s) {
       const __m256i four = _mm256_and_si256(_mm256_srli_epi32(low, 4 * s), _mm256_set1_epi32(15));
       const __m256i two = _mm256_and_si256(_mm256_srli_epi32(high, 2 * s), _mm256_set1_epi32(3));
-      out[s] =
+      out->k[s] =
           _mm256_sub_epi32(_mm256_or_si256(four, _mm256_slli_epi32(two, 4)), _mm256_set1_epi32(32));
     }
   }
@@ -151,42 +145,45 @@ struct FormatIQ4_XS {
 
 // Ternary: no multipliers.
 
-struct FormatTQ1_0 {
-  typedef BlockTQ1_0 Block;
-  static constexpr int kParts = 1, kSigned = 0, kOffset = 1, kLargest = 2, kScales = 0, kMins = 0;
-  static Codes load(const uint8_t* block, int chunk, int) {
-    static const uint8_t kPower[8][8] = {
-        // of every four columns
-        {1, 1, 1, 1, 1, 1, 1, 1},         {3, 3, 3, 3, 3, 3, 3, 3},
-        {9, 9, 9, 9, 9, 9, 9, 9},         {27, 27, 27, 27, 27, 27, 27, 27},
-        {81, 81, 81, 81, 81, 81, 81, 81}, {1, 1, 1, 1, 3, 3, 3, 3},
-        {9, 9, 9, 9, 27, 27, 27, 27},     {81, 81, 81, 81, 1, 3, 9, 27},
+struct FormatTQ1_0 : Format<BlockTQ1_0> {
+  static constexpr int kOffset = 1, kLargest = 2;
+  struct Source {      // of sub-block s
+    int low, high;     // where the bytes of columns 0..15 and 16..31 begin
+    uint8_t power[8];  // of three, for every four columns
+  };
+  static Codes load(const uint8_t* block, int chunk, int, const uint32_t*) {
+    static const Source kSources[kSubBlocks] = {
+        {0, 16, {1, 1, 1, 1, 1, 1, 1, 1}},         {0, 16, {3, 3, 3, 3, 3, 3, 3, 3}},
+        {0, 16, {9, 9, 9, 9, 9, 9, 9, 9}},         {0, 16, {27, 27, 27, 27, 27, 27, 27, 27}},
+        {0, 16, {81, 81, 81, 81, 81, 81, 81, 81}}, {32, 32, {1, 1, 1, 1, 3, 3, 3, 3}},
+        {32, 32, {9, 9, 9, 9, 27, 27, 27, 27}},    {32, 38, {81, 81, 81, 81, 1, 3, 9, 27}},
     };
-    const uint8_t* codes = block + offsetof(Block, codes);
-    const __m128i low = _mm_loadu_si128((const __m128i*)(codes + (chunk < 5 ? 0 : 32)));
-    __m128i high = low;
-    if (chunk < 5) high = _mm_loadu_si128((const __m128i*)(codes + 16));
-    if (chunk == 7) high = _mm_set1_epi32((int)load_u32(block + offsetof(Block, high)));
-    const __m256i bytes = _mm256_set_m128i(high, low);
-    const __m256i power = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)kPower[chunk]));
+    const Source* from = &kSources[chunk];
+    const __m256i bytes = _mm256_set_m128i(_mm_loadu_si128((const __m128i*)(block + from->high)),
+                                           _mm_loadu_si128((const __m128i*)(block + from->low)));
+    // The last source is the end of the block: ten codes, `high`, which serves four times, and d.
+    const __m256i in_order = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,
+                                              0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m256i last =
+        _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,  //
+                         10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13);
+    const __m256i source = _mm256_shuffle_epi8(bytes, chunk == 7 ? last : in_order);
+    const __m256i power = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from->power));
     const __m256i factor = _mm256_or_si256(power, _mm256_slli_epi32(power, 16));
-    // Bytes times the power, modulo 256.
-    const __m256i even = _mm256_set1_epi16(0xff);
-    const __m256i product =
-        _mm256_or_si256(_mm256_and_si256(_mm256_mullo_epi16(bytes, factor), even),
-                        _mm256_mullo_epi16(_mm256_andnot_si256(even, bytes), factor));
-    // 3 * product >> 8 is 1 from 86 on and 2 from 171 on; a comparison gives -1.
-    const __m256i one = _mm256_cmpeq_epi8(_mm256_max_epu8(product, set1_code(86)), product);
-    const __m256i two = _mm256_cmpeq_epi8(_mm256_max_epu8(product, set1_code(171)), product);
-    return unsigned_codes(_mm256_abs_epi8(_mm256_add_epi8(one, two)));
+    // A byte in the upper half of 16 bits: times the power modulo 256, then times 3, upper half.
+    const __m256i three = _mm256_set1_epi16(3), upper = _mm256_set1_epi16((short)0xff00);
+    const __m256i even =
+        _mm256_mulhi_epu16(_mm256_mullo_epi16(_mm256_slli_epi16(source, 8), factor), three);
+    const __m256i odd =
+        _mm256_mulhi_epu16(_mm256_mullo_epi16(_mm256_and_si256(source, upper), factor), three);
+    return unsigned_codes(_mm256_or_si256(even, _mm256_slli_epi16(odd, 8)));
   }
   static Scale scale(const RowGroup* g, size_t at) { return scale_at<Block>(g, at); }
 };
 
-struct FormatTQ2_0 {
-  typedef BlockTQ2_0 Block;
-  static constexpr int kParts = 4, kSigned = 0, kOffset = 1, kLargest = 3, kScales = 0, kMins = 0;
-  static Codes load(const uint8_t* block, int chunk, int part) {
+struct FormatTQ2_0 : Format<BlockTQ2_0> {
+  static constexpr int kParts = 4, kOffset = 1, kLargest = 3;
+  static Codes load(const uint8_t* block, int chunk, int part, const uint32_t*) {
     return unsigned_codes(two_bits(load32(block + offsetof(Block, codes) + 32 * chunk), part, 0));
   }
   static Scale scale(const RowGroup* g, size_t at) { return scale_at<Block>(g, at); }
