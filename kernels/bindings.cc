@@ -27,18 +27,18 @@ void require(bool condition, const char* what) {
 }
 
 void quantize(const std::string& isa, Array<const float, 2> x, Array<int8_t, 2> codes,
-              Array<float, 2> scales, Array<int32_t, 2> sums) {
+              Array<float, 2> scales, Array<int16_t, 2> sums) {
   const size_t n = x.shape(1), blocks = n / kBlockColumns;
   require(n % kBlockColumns == 0 && codes.shape(0) == x.shape(0) && codes.shape(1) == n &&
               scales.shape(0) == x.shape(0) && scales.shape(1) == blocks &&
-              sums.shape(0) == x.shape(0) && sums.shape(1) == blocks,
+              sums.shape(0) == x.shape(0) && sums.shape(1) == 2 * blocks,
           "shapes disagree");
   for (size_t t = 0; t < x.shape(0); ++t)
     table(isa)->quantize(x.data() + t * n, static_cast<int>(n), codes.data() + t * n,
-                         scales.data() + t * blocks, sums.data() + t * blocks);
+                         scales.data() + t * blocks, sums.data() + 2 * t * blocks);
 }
 
-// y (tokens, rows) = x (tokens, cols) · weights^T
+// y (tokens, rows) = x (tokens, cols) · weights^T; `weights` are rows in the format's file layout
 void matmul(const std::string& isa, int format, nb::bytes weights, Array<const float, 2> x,
             Array<float, 2> y, bool accumulate) {
   const int n_rows = static_cast<int>(y.shape(1)), n_cols = static_cast<int>(x.shape(1));
@@ -48,19 +48,18 @@ void matmul(const std::string& isa, int format, nb::bytes weights, Array<const f
           "shapes disagree");
   std::vector<int8_t> codes(x.size());
   std::vector<float> scales(x.size() / kBlockColumns);
-  std::vector<int32_t> sums(x.size() / kBlockColumns);
-  const bool quantized = format != kF32 && format != kF16 && format != kBF16;
-  if (quantized)
+  std::vector<int16_t> sums(x.size() / kBlockColumns * 2);
+  if (is_block_format(format))
     for (int t = 0; t < n_tokens; ++t)
       table(isa)->quantize(x.data() + t * n_cols, n_cols, codes.data() + t * n_cols,
                            scales.data() + t * (n_cols / kBlockColumns),
-                           sums.data() + t * (n_cols / kBlockColumns));
+                           sums.data() + 2 * t * (n_cols / kBlockColumns));
   std::vector<uint8_t> scratch(matmul_scratch_bytes(n_cols));
   const Rows rows = {reinterpret_cast<const uint8_t*>(weights.c_str()), bytes, n_rows, n_cols};
   const Activations a = {x.data(), codes.data(), scales.data(), sums.data(),
                          static_cast<size_t>(n_cols)};
   const Output out = {y.data(), static_cast<size_t>(n_rows), accumulate};
-  matmul_for(table(isa), format)(&rows, &a, n_tokens, &out, scratch.data());
+  table(isa)->matmul(format)(&rows, &a, n_tokens, &out, scratch.data());
 }
 
 void rms_norm(const std::string& isa, Array<const float, 1> x, Array<const float, 1> weight,

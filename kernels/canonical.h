@@ -36,4 +36,14 @@ static inline float canonical_silu_gate(float gate, float up) {
   return gate / (1.0f + canonical_exp(-gate)) * up;
 }
 
+// Weight codes of IQ4_NL and IQ4_XS, and of MXFP4.
+static const int8_t kCodebookIQ4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                        1,    13,   25,  38,  53,  69,  89,  113};
+static const int8_t kCodebookFP4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+
+// 2^(exponent - 128): the codes above are twice the values. 0 and 1 give subnormal floats.
+static inline float scale_of_mxfp4(uint8_t exponent) {
+  return float_from_bits(exponent < 2 ? 0x200000u << exponent : (exponent - 1u) << 23);
+}
+
 }  // namespace edge_rt

@@ -24,40 +24,36 @@ const Kernels* kernels_named(const char* name) {
   return fastest ? fastest : kernels_ref();
 }
 
-MatmulKernel matmul_for(const Kernels* kernels, int format) {
+namespace {
+
+struct BlockShape {
+  size_t columns, bytes;  // 0: not a format
+};
+
+BlockShape shape_of(int format) {
   switch (format) {
     case kF32:
-      return kernels->matmul_f32;
+      return {1, 4};
     case kF16:
-      return kernels->matmul_f16;
     case kBF16:
-      return kernels->matmul_bf16;
-    case kQ4_0:
-      return kernels->matmul_q4_0;
-    case kQ4_1:
-      return kernels->matmul_q4_1;
-    case kQ8_0:
-      return kernels->matmul_q8_0;
+      return {1, 2};
+#define EDGE_RT_SHAPE(name) \
+  case k##name:             \
+    return {Block##name::kColumns, sizeof(Block##name)};
+      EDGE_RT_BLOCK_FORMATS(EDGE_RT_SHAPE)
+#undef EDGE_RT_SHAPE
   }
-  return nullptr;
+  return {0, 0};
 }
 
+}  // namespace
+
+bool is_block_format(int format) { return shape_of(format).columns > 1; }
+
 size_t row_bytes(int format, int n_cols) {
-  const size_t n = (size_t)n_cols, blocks = n / kBlockColumns;
-  switch (format) {
-    case kF32:
-      return n * 4;
-    case kF16:
-    case kBF16:
-      return n * 2;
-    case kQ4_0:
-      return blocks * sizeof(BlockQ4_0);
-    case kQ4_1:
-      return blocks * sizeof(BlockQ4_1);
-    case kQ8_0:
-      return blocks * sizeof(BlockQ8_0);
-  }
-  return 0;
+  const BlockShape block = shape_of(format);
+  const size_t n = static_cast<size_t>(n_cols);
+  return block.columns == 0 || n % block.columns != 0 ? 0 : n / block.columns * block.bytes;
 }
 
 }  // namespace edge_rt

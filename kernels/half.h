@@ -55,6 +55,12 @@ static inline uint16_t load_u16(const void* p) {
   return value;
 }
 
+static inline uint32_t load_u32(const void* p) {
+  uint32_t value;
+  memcpy(&value, p, sizeof value);
+  return value;
+}
+
 static inline float load_f32(const void* p) {
   float value;
   memcpy(&value, p, sizeof value);

@@ -2,10 +2,12 @@
 //
 // Canonical arithmetic (design promise 2). Everything is float32, rounded to nearest even, fma only
 // where it is written here:
-//   matmul, quantized weights   y = 0; for blocks ascending: y = fma(d_w * d_x, (float)s, y) with s
-//   the
-//                               integer sum of weight code * activation code over the block's 32
-//                               columns; Q4_1 then adds y = fma(m_w * d_x, (float)sum_x, y).
+//   matmul, block formats       y = 0; then for each 32 columns, ascending, with the integers
+//                                 S = k0 * sum(c_j x_j, j < 16) + k1 * sum(c_j x_j, j >= 16)
+//                                 M = n0 * sum(x_j, j < 16) + n1 * sum(x_j, j >= 16)
+//                               (formats.h has the weight's c, k, n, d and m; |S| and |M| < 2^24):
+//                                 y = fma(d * d_x, (float)S, y)
+//                                 y = fma(m * d_x, (float)M, y), only where the format has a m.
 //   matmul, float weights       lane[j % 8] = fma(w_j, x_j, lane[j % 8]), columns ascending, then
 //                               `reduce8` = ((l0+l4)+(l2+l6)) + ((l1+l5)+(l3+l7)).
 //   attention                   positions in tiles of 32 from position 0; online softmax over
@@ -23,13 +25,13 @@ namespace edge_rt {
 enum { kAttentionTile = 32 };  // positions per softmax step, part of the arithmetic
 
 // Activations for a matmul, n_tokens rows of n_cols. `codes`, `scales` and `sums` are set for
-// quantized weights (32 columns per scale; sums of the codes), `values` for float ones.
+// quantized weights (32 columns per scale, 16 per sum of codes), `values` for float ones.
 struct Activations {
   const float* values;  // (tokens, cols)
   const int8_t* codes;  // (tokens, cols), -127..127
   const float* scales;  // (tokens, cols / 32)
-  const int32_t* sums;  // (tokens, cols / 32)
-  size_t stride;        // columns from one token to the next, in all four (÷ 32 for the last two)
+  const int16_t* sums;  // (tokens, cols / 16)
+  size_t stride;        // columns from one token to the next, in all four
 };
 
 // A run of rows of one weight matrix in file layout. Rows need no alignment.
@@ -37,7 +39,7 @@ struct Rows {
   const uint8_t* data;  // (n_rows, row_bytes)
   size_t row_bytes;
   int n_rows;
-  int n_cols;  // a multiple of 32 for quantized formats
+  int n_cols;  // a multiple of the format's kColumns
 };
 
 // y (tokens, rows): element (t, r) at y[t * stride + r].
@@ -64,9 +66,9 @@ struct AttentionArgs {
 
 struct Kernels {
   const char* name;
-  MatmulKernel matmul_f32, matmul_f16, matmul_bf16, matmul_q4_0, matmul_q4_1, matmul_q8_0;
+  MatmulKernel (*matmul)(int format);  // null: not supported
   // codes = round_half_even(x / d) with d = max|x| / 127 over each 32 columns; n a multiple of 32.
-  void (*quantize)(const float* x, int n, int8_t* codes, float* scales, int32_t* sums);
+  void (*quantize)(const float* x, int n, int8_t* codes, float* scales, int16_t* sums);
   // y = x / sqrt(mean(x^2) + eps) * weight
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
   // gate = gate * sigmoid(gate) * up
@@ -76,16 +78,17 @@ struct Kernels {
   void (*to_half)(const float* x, uint16_t* y, int n);  // rounded to nearest even
 };
 
-MatmulKernel matmul_for(const struct Kernels* kernels, int format);  // null: not supported
-
-// The transposed block of 8 rows that matmul works from when there are several tokens.
+// Eight transposed rows, which matmul works from when there are several tokens: per 32 columns at
+// most the codes and two more vectors of 32 bytes.
+constexpr int kTransposedBytes = 8 * 32 + 2 * 32;
 inline size_t matmul_scratch_bytes(size_t n_cols) {
-  return (n_cols + 31) / 32 * (8 * 32 + 2 * 8 * sizeof(float)) + 64;
+  return (n_cols + 31) / 32 * kTransposedBytes + 64;
 }
 
 // Dequantizes one row of n columns (an embedding row) to float32.
 void dequantize_row(int format, const uint8_t* row, int n, float* out);
-size_t row_bytes(int format, int n_cols);  // 0: not supported
+size_t row_bytes(int format, int n_cols);  // 0: not a format, or not a whole number of blocks
+bool is_block_format(int format);          // its matmul reads Activations' codes, not the values
 
 const struct Kernels* kernels_ref();
 const struct Kernels* kernels_avx2();  // null where the build or the CPU has none

@@ -1,6 +1,7 @@
 // Scalar matmuls: the readable truth that the SIMD ones must equal bit for bit.
 #include "kernels/canonical.h"
 #include "kernels/kernels.h"
+#include "kernels/unpack.h"
 
 namespace edge_rt {
 namespace {
@@ -29,34 +30,30 @@ void matmul_float_ref(const Rows* w, const Activations* x, int n_tokens, const O
   }
 }
 
-// Weight code of column j; min_scale is m for the formats that have one, else 0.
-int code(const BlockQ4_0* b, int j) { return ((b->codes[j % 16] >> (j < 16 ? 0 : 4)) & 15) - 8; }
-int code(const BlockQ4_1* b, int j) { return (b->codes[j % 16] >> (j < 16 ? 0 : 4)) & 15; }
-int code(const BlockQ8_0* b, int j) { return b->codes[j]; }
-
-float add_min(const BlockQ4_0*, float, int32_t, float y) { return y; }
-float add_min(const BlockQ8_0*, float, int32_t, float y) { return y; }
-float add_min(const BlockQ4_1* b, float dx, int32_t sum, float y) {
-  return __builtin_fmaf(half_to_float(b->m) * dx, (float)sum, y);
-}
-
 template <typename Block>
-void matmul_quantized_ref(const Rows* w, const Activations* x, int n_tokens, const Output* out,
-                          uint8_t*) {
-  const int n_blocks = w->n_cols / kBlockColumns;
+void matmul_blocks_ref(const Rows* w, const Activations* x, int n_tokens, const Output* out,
+                       uint8_t*) {
+  const int n_sub_blocks = w->n_cols / kBlockColumns, per_block = Block::kColumns / kBlockColumns;
   for (int t = 0; t < n_tokens; ++t) {
     const int8_t* codes = x->codes + t * x->stride;
     const float* scales = x->scales + t * (x->stride / kBlockColumns);
-    const int32_t* sums = x->sums + t * (x->stride / kBlockColumns);
+    const int16_t* sums = x->sums + t * (x->stride / kBlockColumns * 2);
     for (int r = 0; r < w->n_rows; ++r) {
       float y = 0.0f;
-      for (int b = 0; b < n_blocks; ++b) {
+      for (int s = 0; s < n_sub_blocks; ++s) {
         Block block;
-        memcpy(&block, w->data + r * w->row_bytes + b * sizeof block, sizeof block);
-        int32_t s = 0;
-        for (int j = 0; j < kBlockColumns; ++j) s += code(&block, j) * codes[b * kBlockColumns + j];
-        y = __builtin_fmaf(half_to_float(block.d) * scales[b], (float)s, y);
-        y = add_min(&block, scales[b], sums[b], y);
+        memcpy(&block, w->data + r * w->row_bytes + s / per_block * sizeof block, sizeof block);
+        SubBlock sub;
+        unpack(block, s % per_block, &sub);
+        int dot[2] = {};
+        for (int j = 0; j < kBlockColumns; ++j)
+          dot[j / 16] += sub.c[j] * codes[s * kBlockColumns + j];
+        const int total = sub.k[0] * dot[0] + sub.k[1] * dot[1];
+        y = __builtin_fmaf(sub.d * scales[s], (float)total, y);
+        if (Block::kHasMin) {
+          const int total_x = sub.n[0] * sums[2 * s] + sub.n[1] * sums[2 * s + 1];
+          y = __builtin_fmaf(sub.m * scales[s], (float)total_x, y);
+        }
       }
       store(out, t, r, y);
     }
@@ -65,11 +62,15 @@ void matmul_quantized_ref(const Rows* w, const Activations* x, int n_tokens, con
 
 template <typename Block>
 void dequantize_blocks(const uint8_t* row, int n, float* out) {
-  for (int j = 0; j < n; ++j) {
+  for (int first = 0; first < n; first += kBlockColumns, out += kBlockColumns) {
     Block block;
-    memcpy(&block, row + j / kBlockColumns * sizeof block, sizeof block);
-    out[j] = half_to_float(block.d) * (float)code(&block, j % kBlockColumns);
-    if constexpr (sizeof block == sizeof(BlockQ4_1)) out[j] = out[j] + half_to_float(block.m);
+    memcpy(&block, row + first / Block::kColumns * sizeof block, sizeof block);
+    SubBlock sub;
+    unpack(block, first % Block::kColumns / kBlockColumns, &sub);
+    for (int j = 0; j < kBlockColumns; ++j) {
+      out[j] = sub.d * (float)sub.k[j / 16] * (float)sub.c[j];
+      if (Block::kHasMin) out[j] = out[j] + sub.m * (float)sub.n[j / 16];
+    }
   }
 }
 
@@ -88,20 +89,29 @@ void dequantize_row(int format, const uint8_t* row, int n, float* out) {
       return widen_row<widen_f16>(row, n, out);
     case kBF16:
       return widen_row<widen_bf16>(row, n, out);
-    case kQ4_0:
-      return dequantize_blocks<BlockQ4_0>(row, n, out);
-    case kQ4_1:
-      return dequantize_blocks<BlockQ4_1>(row, n, out);
-    case kQ8_0:
-      return dequantize_blocks<BlockQ8_0>(row, n, out);
+#define EDGE_RT_DEQUANTIZE(name) \
+  case k##name:                  \
+    return dequantize_blocks<Block##name>(row, n, out);
+      EDGE_RT_BLOCK_FORMATS(EDGE_RT_DEQUANTIZE)
+#undef EDGE_RT_DEQUANTIZE
   }
 }
 
-extern const MatmulKernel kMatmulF32Ref = matmul_float_ref<widen_f32>;
-extern const MatmulKernel kMatmulF16Ref = matmul_float_ref<widen_f16>;
-extern const MatmulKernel kMatmulBF16Ref = matmul_float_ref<widen_bf16>;
-extern const MatmulKernel kMatmulQ4_0Ref = matmul_quantized_ref<BlockQ4_0>;
-extern const MatmulKernel kMatmulQ4_1Ref = matmul_quantized_ref<BlockQ4_1>;
-extern const MatmulKernel kMatmulQ8_0Ref = matmul_quantized_ref<BlockQ8_0>;
+MatmulKernel matmul_ref(int format) {
+  switch (format) {
+    case kF32:
+      return matmul_float_ref<widen_f32>;
+    case kF16:
+      return matmul_float_ref<widen_f16>;
+    case kBF16:
+      return matmul_float_ref<widen_bf16>;
+#define EDGE_RT_MATMUL(name) \
+  case k##name:              \
+    return matmul_blocks_ref<Block##name>;
+      EDGE_RT_BLOCK_FORMATS(EDGE_RT_MATMUL)
+#undef EDGE_RT_MATMUL
+  }
+  return nullptr;
+}
 
 }  // namespace edge_rt

@@ -7,12 +7,14 @@
 
 namespace edge_rt {
 
-extern const MatmulKernel kMatmulF32Avx2, kMatmulF16Avx2, kMatmulBF16Avx2, kMatmulQ4_0Avx2,
-    kMatmulQ4_1Avx2, kMatmulQ8_0Avx2;
+MatmulKernel matmul_float_avx2(int format);  // matmul_*_avx2.cc; null: not among theirs
+MatmulKernel matmul_block32_avx2(int format);
+MatmulKernel matmul_k_avx2(int format);
+MatmulKernel matmul_grid_avx2(int format);
 
 namespace {
 
-void quantize_avx2(const float* x, int n, int8_t* codes, float* scales, int32_t* sums) {
+void quantize_avx2(const float* x, int n, int8_t* codes, float* scales, int16_t* sums) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
   const __m256 high = _mm256_set1_ps(127.0f), low = _mm256_set1_ps(-127.0f);
   // packs works within 128-bit halves; this puts the 32 codes back into column order.
@@ -28,21 +30,23 @@ void quantize_avx2(const float* x, int n, int8_t* codes, float* scales, int32_t*
     top = _mm_max_ss(top, _mm_movehdup_ps(top));
     const float d = _mm_cvtss_f32(top) / 127.0f;
     const __m256 inverse = _mm256_set1_ps(d != 0.0f ? 1.0f / d : 0.0f);
-    __m256i q[4], sum = _mm256_setzero_si256();
+    __m256i q[4];
     for (int i = 0; i < 4; ++i) {
       __m256 code = _mm256_round_ps(_mm256_mul_ps(v[i], inverse), _MM_FROUND_TO_NEAREST_INT);
       const __m256 ordered = _mm256_cmp_ps(code, code, _CMP_ORD_Q);
       code = _mm256_min_ps(_mm256_max_ps(_mm256_and_ps(code, ordered), low), high);
       q[i] = _mm256_cvtps_epi32(code);
-      sum = _mm256_add_epi32(sum, q[i]);
     }
     const __m256i packed =
         _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     _mm256_storeu_si256((__m256i*)codes, _mm256_permutevar8x32_epi32(packed, order));
-    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
-    s = _mm_hadd_epi32(s, s);
+    __m256i sum = _mm256_hadd_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+    sum = _mm256_hadd_epi32(sum, sum);  // each half: part of sum 0, part of sum 1, twice
+    const __m128i both =
+        _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    const int32_t pair = _mm_cvtsi128_si32(_mm_packs_epi32(both, both));
+    memcpy(sums + 2 * b, &pair, sizeof pair);
     scales[b] = d;
-    sums[b] = _mm_cvtsi128_si32(_mm_hadd_epi32(s, s));
   }
 }
 
@@ -167,14 +171,24 @@ void to_half_avx2(const float* x, uint16_t* y, int n) {
   for (int j = whole; j < n; ++j) y[j] = float_to_half(x[j]);
 }
 
+MatmulKernel matmul_avx2(int format) {
+  MatmulKernel found = matmul_float_avx2(format);
+  if (found == nullptr) found = matmul_block32_avx2(format);
+  if (found == nullptr) found = matmul_k_avx2(format);
+  return found != nullptr ? found : matmul_grid_avx2(format);
+}
+
 }  // namespace
 
 const Kernels* kernel_table_avx2() {
-  static const Kernels table = {
-      "avx2",          kMatmulF32Avx2,  kMatmulF16Avx2,           kMatmulBF16Avx2,
-      kMatmulQ4_0Avx2, kMatmulQ4_1Avx2, kMatmulQ8_0Avx2,          quantize_avx2,
-      rms_norm_avx2,   silu_gate_avx2,  attention_avx2<uint16_t>, attention_avx2<float>,
-      to_half_avx2};
+  static const Kernels table = {"avx2",
+                                matmul_avx2,
+                                quantize_avx2,
+                                rms_norm_avx2,
+                                silu_gate_avx2,
+                                attention_avx2<uint16_t>,
+                                attention_avx2<float>,
+                                to_half_avx2};
   return &table;
 }
 

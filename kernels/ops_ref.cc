@@ -6,18 +6,17 @@
 
 namespace edge_rt {
 
-extern const MatmulKernel kMatmulF32Ref, kMatmulF16Ref, kMatmulBF16Ref, kMatmulQ4_0Ref,
-    kMatmulQ4_1Ref, kMatmulQ8_0Ref;
+MatmulKernel matmul_ref(int format);  // matmul_ref.cc
 
 namespace {
 
-void quantize_ref(const float* x, int n, int8_t* codes, float* scales, int32_t* sums) {
+void quantize_ref(const float* x, int n, int8_t* codes, float* scales, int16_t* sums) {
   for (int b = 0; b < n / kBlockColumns; ++b, x += kBlockColumns, codes += kBlockColumns) {
     float peak = 0.0f;
     for (int j = 0; j < kBlockColumns; ++j) peak = fabsf(x[j]) > peak ? fabsf(x[j]) : peak;
     const float d = peak / 127.0f;
     const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
-    int32_t sum = 0;
+    int sum[2] = {};
     for (int j = 0; j < kBlockColumns; ++j) {
       // A subnormal d has an inverse of infinity: the clamp keeps the code inside int8.
       const float code = rintf(x[j] * inverse);
@@ -25,10 +24,10 @@ void quantize_ref(const float* x, int n, int8_t* codes, float* scales, int32_t* 
                           : code < -127.0f ? -127.0f
                           : code == code   ? code
                                            : 0.0f);
-      sum += codes[j];
+      sum[j / 16] += codes[j];
     }
     scales[b] = d;
-    sums[b] = sum;
+    for (int h = 0; h < 2; ++h) sums[2 * b + h] = (int16_t)sum[h];
   }
 }
 
@@ -88,11 +87,14 @@ void to_half_ref(const float* x, uint16_t* y, int n) {
 }  // namespace
 
 const Kernels* kernels_ref() {
-  static const Kernels table = {
-      "ref",          kMatmulF32Ref,  kMatmulF16Ref,           kMatmulBF16Ref,
-      kMatmulQ4_0Ref, kMatmulQ4_1Ref, kMatmulQ8_0Ref,          quantize_ref,
-      rms_norm_ref,   silu_gate_ref,  attention_ref<uint16_t>, attention_ref<float>,
-      to_half_ref};
+  static const Kernels table = {"ref",
+                                matmul_ref,
+                                quantize_ref,
+                                rms_norm_ref,
+                                silu_gate_ref,
+                                attention_ref<uint16_t>,
+                                attention_ref<float>,
+                                to_half_ref};
   return &table;
 }
 

@@ -4,30 +4,67 @@ Every kernel (scalar, AVX2, NEON, interleaved, GEMM) must give the bits of `matv
 quantizers and dequantizers give the bits of ggml's reference ones. Clarity over speed: one
 product of a real layer takes seconds. Only tests and developer tools import this module.
 
-Canonical product of one output row, blocks ascending, every rounding to float32::
+Canonical product of one output row, sub-blocks of 32 columns ascending (16 columns share integer
+multipliers k and n; see `Parts`), every rounding to float32::
 
-    quantized   y = fma(d_w * d_x, sum(code_w * code_x), y)
-       + Q4_1   y = fma(m_w * d_x, sum(code_x), y)
+    quantized   y = fma(d_w * d_x, k0 * sum(code_w * code_x, 0..15) + k1 * sum(.., 16..31), y)
+    + offset    y = fma(m_w * d_x, n0 * sum(code_x, 0..15) + n1 * sum(code_x, 16..31), y)
     float       acc[j % 8] = fma(w[j], x[j], acc[j % 8]);  y = ((a0+a4)+(a2+a6)) + ((a1+a5)+(a3+a7))
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_rt.quant.blocks import BF16, F16, F32, Q4_0, Q4_1, Q8_0, BlockFormat
+from edge_rt.quant import blocks as formats
+from edge_rt.quant import reference_blocks as plain
+from edge_rt.quant import reference_iq as iq
+from edge_rt.quant import reference_k as k_quants
+from edge_rt.quant.blocks import BF16, F16, F32, BlockFormat
+from edge_rt.quant.reference_blocks import (
+    GROUP,
+    QK,
+    Buffer,
+    Bytes,
+    Float32s,
+    Int8s,
+    Parts,
+    as_blocks,
+)
 
-Float32s = npt.NDArray[np.float32]
-Int8s = npt.NDArray[np.int8]
-Bytes = npt.NDArray[np.uint8]
-Buffer = bytes | bytearray | memoryview | Bytes
+Float64s = npt.NDArray[np.float64]
 
-QK = 32  # weights in a block of Q8_0, Q4_0 and Q4_1; columns that share an activation scale
 LANES = 8  # accumulators of a float product
+UNIT_ROUNDOFF = 2.0**-24  # of float32
+
+_DECODERS: dict[BlockFormat, Callable[[Bytes], Parts]] = {
+    formats.Q4_0: plain.q4_0,
+    formats.Q4_1: plain.q4_1,
+    formats.Q5_0: plain.q5_0,
+    formats.Q5_1: plain.q5_1,
+    formats.Q8_0: plain.q8_0,
+    formats.Q2_K: k_quants.q2_k,
+    formats.Q3_K: k_quants.q3_k,
+    formats.Q4_K: k_quants.q4_k,
+    formats.Q5_K: k_quants.q5_k,
+    formats.Q6_K: k_quants.q6_k,
+    formats.IQ2_XXS: iq.iq2_xxs,
+    formats.IQ2_XS: iq.iq2_xs,
+    formats.IQ2_S: iq.iq2_s,
+    formats.IQ3_XXS: iq.iq3_xxs,
+    formats.IQ3_S: iq.iq3_s,
+    formats.IQ1_S: iq.iq1_s,
+    formats.IQ1_M: iq.iq1_m,
+    formats.IQ4_NL: plain.iq4_nl,
+    formats.IQ4_XS: iq.iq4_xs,
+    formats.MXFP4: plain.mxfp4,
+    formats.TQ1_0: plain.tq1_0,
+    formats.TQ2_0: plain.tq2_0,
+}
 
 
 # --- exact float32 fma ------------------------------------------------------------------------
@@ -54,118 +91,36 @@ def fma32(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> Float32s:
         return np.asarray(odd.astype(np.float32))
 
 
-# --- formats ----------------------------------------------------------------------------------
+# --- weights ----------------------------------------------------------------------------------
 
 
-def _as_bytes(data: Buffer) -> Bytes:
-    if isinstance(data, np.ndarray):
-        return np.ascontiguousarray(data).view(np.uint8).reshape(-1)
-    return np.frombuffer(data, np.uint8)
-
-
-def _blocks(data: Buffer, fmt: BlockFormat, n_elements: int) -> Bytes:
-    """``data`` as (n_blocks, block_bytes); its length must be exactly that of ``n_elements``."""
-    raw = _as_bytes(data)
-    if n_elements % fmt.block_elements:
-        raise ValueError(f"{n_elements} elements are not whole blocks of {fmt.name}")
-    if raw.size != fmt.row_bytes(n_elements):
-        raise ValueError(f"{raw.size} bytes are not {n_elements} elements of {fmt.name}")
-    return raw.reshape(-1, fmt.block_bytes)
-
-
-def _half(blocks: Bytes, offset: int) -> Float32s:
-    """(n_blocks, 1): the fp16 at byte ``offset`` of each block, widened."""
-    half = np.ascontiguousarray(blocks[:, offset : offset + 2]).view(np.float16)
-    return np.asarray(half.astype(np.float32))
-
-
-def _nibbles(packed: Bytes) -> Int8s:
-    """(n_blocks, 16) -> (n_blocks, 32): low nibbles are elements 0..15, high ones 16..31."""
-    return np.concatenate([packed & 0x0F, packed >> 4], axis=1).astype(np.int8)
-
-
-def block_parts(data: Buffer, fmt: BlockFormat, n_elements: int) -> tuple[Int8s, Float32s, Any]:
-    """Codes (n_blocks, 32), scales d (n_blocks, 1), offsets m (n_blocks, 1) or None."""
-    blocks = _blocks(data, fmt, n_elements)
-    if fmt == Q8_0:
-        return blocks[:, 2:].view(np.int8), _half(blocks, 0), None
-    if fmt == Q4_0:
-        return _nibbles(blocks[:, 2:]) - np.int8(8), _half(blocks, 0), None
-    if fmt == Q4_1:
-        return _nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
-    raise ValueError(f"{fmt.name} has no blocks")
+def parts(data: Buffer, fmt: BlockFormat, n_elements: int) -> Parts:
+    """The sub-blocks of ``n_elements`` weights in a quantized ``fmt``."""
+    with np.errstate(invalid="ignore"):  # signalling NaNs as scales
+        return _DECODERS[fmt](as_blocks(data, fmt, n_elements))
 
 
 def dequantize(data: Buffer, fmt: BlockFormat, shape: tuple[int, ...]) -> Float32s:
-    """The float32 weights of ``shape`` (last dimension contiguous) that ``data`` stores."""
+    """The float32 weights of ``shape`` (last dimension contiguous) that ``data`` stores.
+
+    A product of scale, multiplier and code is exact; only adding an offset rounds.
+    """
     n_elements = math.prod(shape)
     if fmt.quantized:
-        codes, d, m = block_parts(data, fmt, n_elements)
+        p = parts(data, fmt, n_elements)
         with np.errstate(all="ignore"):
-            values = d * codes.astype(np.float32)
-            return np.asarray(values if m is None else values + m).reshape(shape)
-    raw = _blocks(data, fmt, n_elements).reshape(-1)
+            step = p.d[:, None, None] * p.k.astype(np.float32)[..., None]
+            values = step * p.codes.reshape(-1, 2, GROUP).astype(np.float32)
+            if p.m is not None and p.n is not None:
+                values = values + p.m[:, None, None] * p.n.astype(np.float32)[..., None]
+        return np.asarray(values, np.float32).reshape(shape)
+    raw = as_blocks(data, fmt, n_elements).reshape(-1)
     if fmt == F32:
         return raw.view(np.float32).reshape(shape).copy()
     if fmt == F16:
         return raw.view(np.float16).astype(np.float32).reshape(shape)
     if fmt == BF16:
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
-    raise ValueError(f"unknown format {fmt.name}")
-
-
-def _inverse(d: Float32s) -> Float32s:
-    with np.errstate(divide="ignore", over="ignore"):
-        return np.where(d == 0, np.float32(0), np.float32(1) / d)
-
-
-def _pack_nibbles(codes: Float32s) -> Bytes:
-    q = codes.astype(np.uint8).clip(0, 15)
-    return np.asarray(q[:, :16] | (q[:, 16:] << np.uint8(4)))
-
-
-def _halves(values: Float32s) -> Bytes:
-    with np.errstate(over="ignore"):
-        return values.astype(np.float16).view(np.uint8)
-
-
-def _round_half_away(x: Float32s) -> Float32s:
-    magnitude = np.abs(x)
-    floored = np.floor(magnitude)
-    return np.asarray(np.sign(x) * (floored + np.floor(2 * (magnitude - floored))))
-
-
-def quantize(array: npt.ArrayLike, fmt: BlockFormat) -> bytes:
-    """Bytes of ``array`` in ``fmt``, as ggml's ``quantize_row_*_ref`` writes them; finite input."""
-    x = np.ascontiguousarray(array, np.float32)
-    if fmt == F32:
-        return x.tobytes()
-    if fmt == F16:
-        return _halves(x).tobytes()
-    if fmt == BF16:
-        n = x.view(np.uint32)
-        nan = (n & 0x7FFFFFFF) > 0x7F800000
-        n = np.where(nan, (n & np.uint32(0xFFFF0000)) | np.uint32(64 << 16), n)
-        wide = n.astype(np.uint64)
-        return ((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16).astype(np.uint16).tobytes()
-
-    if x.ndim == 0 or x.shape[-1] % QK:
-        raise ValueError(f"rows of {x.shape} are not whole blocks of {fmt.name}")
-    blocks = x.reshape(-1, QK)
-    if fmt == Q8_0:
-        d = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-        codes = _round_half_away(blocks * _inverse(d)).astype(np.int8)
-        return np.concatenate([_halves(d), codes.view(np.uint8)], axis=1).tobytes()
-    if fmt == Q4_0:
-        peak = np.abs(blocks).argmax(axis=1, keepdims=True)
-        d = np.take_along_axis(blocks, peak, axis=1) / np.float32(-8)
-        q = np.trunc(blocks * _inverse(d) + np.float32(8.5))
-        return np.concatenate([_halves(d), _pack_nibbles(q)], axis=1).tobytes()
-    if fmt == Q4_1:
-        low = blocks.min(axis=1, keepdims=True)
-        d = (blocks.max(axis=1, keepdims=True) - low) / np.float32(15)
-        q = np.trunc((blocks - low) * _inverse(d) + np.float32(0.5))
-        return np.concatenate([_halves(d), _halves(low), _pack_nibbles(q)], axis=1).tobytes()
     raise ValueError(f"unknown format {fmt.name}")
 
 
@@ -181,9 +136,10 @@ def quantize_activations(x: npt.ArrayLike) -> tuple[Int8s, Float32s]:
     n_tokens, n_cols = x.shape
     blocks = x.reshape(n_tokens, n_cols // QK, QK)
     d = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
         # Below 2**-128 the inverse of a scale is infinite: those codes saturate, zeros stay zero.
-        codes = np.nan_to_num(np.rint(blocks * _inverse(d)), nan=0.0).clip(-127, 127)
+        codes = np.nan_to_num(np.rint(blocks * inverse), nan=0.0).clip(-127, 127)
     return codes.astype(np.int8).reshape(n_tokens, n_cols), d[..., 0]
 
 
@@ -192,34 +148,66 @@ def matvec(data: Buffer, fmt: BlockFormat, n_rows: int, n_cols: int, x: npt.Arra
 
     Returns (T, n_rows) float32, bit for bit what every kernel must compute.
     """
+    x = _columns(x, n_cols)
+    if not fmt.quantized:
+        return _matvec_lanes(dequantize(data, fmt, (n_rows, n_cols)), x)
+    y = np.zeros((len(x), n_rows), np.float32)
+    for scale, integer in _terms(data, fmt, n_rows, n_cols, x):
+        y = fma32(scale, integer, y)
+    return y
+
+
+def _columns(x: npt.ArrayLike, n_cols: int) -> Float32s:
     x = np.ascontiguousarray(x, np.float32)
     if x.ndim != 2 or x.shape[1] != n_cols:
         raise ValueError(f"activations of shape {x.shape} do not have {n_cols} columns")
-    if fmt.quantized:
-        return _matvec_blocks(data, fmt, n_rows, n_cols, x)
-    return _matvec_lanes(dequantize(data, fmt, (n_rows, n_cols)), x)
+    return x
 
 
-def _matvec_blocks(
+def _terms(
     data: Buffer, fmt: BlockFormat, n_rows: int, n_cols: int, x: Float32s
-) -> Float32s:
+) -> Iterator[tuple[Float32s, Float32s]]:
+    """The float32 scale and the integer (as float32) of every fma, both (T, n_rows), in order."""
     n_tokens, n_blocks = x.shape[0], n_cols // QK
-    codes, d_w, m_w = block_parts(data, fmt, n_rows * n_cols)
-    # Sums stay below 32 * 127 * 128 < 2**24: a float32 matrix product of the codes is exact.
-    w = codes.astype(np.float32).reshape(n_rows, n_blocks, QK)
-    d_w = d_w.reshape(n_rows, n_blocks)
+    p = parts(data, fmt, n_rows * n_cols)
+    # |S| <= 2 * 16 * 32 * 128 * 127 < 2**24 (Q6_K): float32 products of the integers are exact.
+    w = (p.k[..., None] * p.codes.reshape(-1, 2, GROUP)).astype(np.float32)
+    w = w.reshape(n_rows, n_blocks, QK)
+    d_w = p.d.reshape(n_rows, n_blocks)
     x_codes, d_x = quantize_activations(x)
     xs = x_codes.astype(np.float32).reshape(n_tokens, n_blocks, QK)
-    y = np.zeros((n_tokens, n_rows), np.float32)
+    sums = xs.reshape(n_tokens, n_blocks, 2, GROUP).sum(axis=-1)
     for b in range(n_blocks):
         with np.errstate(all="ignore"):
-            scale = d_w[None, :, b] * d_x[:, b, None]
-        y = fma32(scale, xs[:, b] @ w[:, b].T, y)
-        if m_w is not None:
+            yield d_w[None, :, b] * d_x[:, b, None], xs[:, b] @ w[:, b].T
+        if p.m is not None and p.n is not None:
+            n = p.n.reshape(n_rows, n_blocks, 2)[:, b].astype(np.float32)
             with np.errstate(all="ignore"):
-                offset = m_w.reshape(n_rows, n_blocks)[None, :, b] * d_x[:, b, None]
-            y = fma32(offset, xs[:, b].sum(axis=1, keepdims=True), y)
-    return y
+                yield p.m.reshape(n_rows, n_blocks)[None, :, b] * d_x[:, b, None], sums[:, b] @ n.T
+
+
+def product_error_bound(
+    data: Buffer, fmt: BlockFormat, n_rows: int, n_cols: int, x: npt.ArrayLike
+) -> Float64s:
+    """(T, n_rows): how far `matvec` of a quantized ``fmt`` can be from the exact product of
+    the dequantized weights and the float activations. docs/numerics.md derives it.
+
+    The sum of three: activations rounded to int8, ``(1/2 + 2**-15) * d_x * sum(|w|)`` over each
+    sub-block; N fmas in float32, ``gamma(N + 1) * sum(|term|)``; dequantized weights rounded to
+    float32 after adding an offset, ``u * sum(|w * x|)``. REQUIRES: finite values, none subnormal.
+    """
+    x = _columns(x, n_cols)
+    _, d_x = quantize_activations(x)
+    w = np.abs(dequantize(data, fmt, (n_rows, n_cols)).astype(np.float64))
+    sums = w.reshape(n_rows, -1, QK).sum(axis=-1)
+    activations = (0.5 + 2.0**-15) * d_x.astype(np.float64) @ sums.T
+    terms, count = np.zeros((len(x), n_rows)), 0
+    for scale, integer in _terms(data, fmt, n_rows, n_cols, x):
+        terms += np.abs(scale.astype(np.float64) * integer)
+        count += 1
+    n_u = (count + 1) * UNIT_ROUNDOFF
+    weights = UNIT_ROUNDOFF * (np.abs(x).astype(np.float64) @ w.T)
+    return np.asarray(activations + n_u / (1 - n_u) * terms + weights)
 
 
 def _matvec_lanes(w: Float32s, x: Float32s) -> Float32s:

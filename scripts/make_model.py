@@ -3,15 +3,18 @@
     python scripts/make_model.py --preset llama-1.6g big.gguf
     python scripts/make_model.py --layers 2 --hidden 128 --ffn 352 --heads 4 --kv-heads 2 \\
         --head-dim 32 --vocab 512 --format Q8_0 --tied tiny.gguf
+    python scripts/make_model.py --preset small --format IQ2_XS small.gguf
 
 The weights are noise with real statistics: dequantized they have a standard deviation of
-0.7 / sqrt(columns), so activations and logits stay finite and differ per token. The same seed
-gives the same bytes. The vocabulary is SentencePiece's with byte fallback, as llama's.
+0.7 / sqrt(columns), so activations and logits stay finite and differ per token; ``--logit-std``
+makes the next-token distribution less flat. The same seed gives the same bytes. The vocabulary
+is SentencePiece's with byte fallback, as llama's.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import struct
@@ -23,19 +26,21 @@ from typing import BinaryIO
 
 import numpy as np
 
+from edge_rt.quant import blocks
+from edge_rt.quant.reference import dequantize
+from edge_rt.quant.reference_write import random_blocks
+
 ALIGNMENT = 32
 CHUNK_ELEMENTS = 1 << 22  # weights made at a time: bounds memory to some tens of MiB
 
-# name -> (ggml id, elements per block, bytes per block)
-FORMATS = {
-    "F32": (0, 1, 4),
-    "F16": (1, 1, 2),
-    "Q4_0": (2, 32, 18),
-    "Q4_1": (3, 32, 20),
-    "Q8_0": (8, 32, 34),
-    "BF16": (30, 1, 2),
-}
-FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+FORMATS = {fmt.name: fmt for fmt in blocks.FORMATS.values()}
+# general.file_type: what most matrices are
+FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10,
+    "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23,
+    "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26, "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32,
+    "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
+}  # fmt: skip
 Fill = Callable[[BinaryIO], None]
 
 
@@ -57,15 +62,21 @@ class Config:
     rope_scaling: str = "none"  # none, linear or llama3
     rope_factor: float = 4.0
     norm_eps: float = 1e-5
+    # Of the weights of the embedding (0: as all others) and of one token's logits, if not tied.
+    # A louder embedding keeps tokens apart through layers that mix them.
+    embedding_std: float = 0.0
+    logit_std: float = 0.7
     name: str = "random llama"
 
     def check(self) -> None:
-        _, block, _ = FORMATS[self.format]
+        block = FORMATS[self.format].block_elements
         for what, n in (("hidden", self.hidden), ("ffn", self.ffn), ("q", self.q_dim)):
             if n % block:
                 raise SystemExit(f"{what} width {n} is not whole blocks of {self.format} ({block})")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise SystemExit("heads must be a multiple of kv-heads, and head-dim even")
+        if self.tied and self.logit_std != Config.logit_std:
+            raise SystemExit("the logits of a tied model are the embedding's: no --logit-std")
         if self.vocab < 300:
             raise SystemExit("a byte-fallback vocabulary needs at least 300 pieces")
 
@@ -78,6 +89,11 @@ PRESETS = {
     "llama-1.6g": Config(
         layers=28, hidden=3072, ffn=8192, heads=24, kv_heads=8, head_dim=128, vocab=32000,
         name="random llama 1.6 GiB",
+    ),
+    # Every width is a multiple of 256, the longest block; about 5 bits of entropy per token.
+    "small": Config(
+        layers=4, hidden=512, ffn=1024, heads=8, kv_heads=4, head_dim=64, vocab=2048,
+        embedding_std=0.25, logit_std=3.0, name="random llama, small",
     ),
 }  # fmt: skip
 
@@ -96,8 +112,7 @@ class Tensor:
 
     @property
     def n_bytes(self) -> int:
-        _, block, size = FORMATS[self.format]
-        return math.prod(self.dims) // block * size
+        return FORMATS[self.format].row_bytes(math.prod(self.dims))
 
 
 @dataclass
@@ -129,7 +144,7 @@ class GGUFFile:
         offset = 0
         for t in self.tensors:
             out.write(_string(t.name) + struct.pack(f"<I{len(t.dims)}Q", len(t.dims), *t.dims))
-            out.write(struct.pack("<IQ", FORMATS[t.format][0], offset))
+            out.write(struct.pack("<IQ", FORMATS[t.format].ggml_id, offset))
             offset += -(-t.n_bytes // ALIGNMENT) * ALIGNMENT
         for t in self.tensors:
             out.write(b"\0" * (-out.tell() % ALIGNMENT))
@@ -206,46 +221,21 @@ def llama3_factors(config: Config) -> np.ndarray:
     return np.where(wavelength < original / high, 1.0, factors).astype(np.float32)
 
 
-def random_blocks(rng: np.random.Generator, fmt: str, n: int, std: float) -> bytes:
-    """``n`` weights of standard deviation ``std`` in ``fmt``."""
-    _, block, size = FORMATS[fmt]
-    n_blocks = n // block
-    if block == 1:
-        # A sum of four uniforms is close enough to normal, and several times faster.
-        raw = np.frombuffer(rng.bytes(4 * n), np.uint8).reshape(n, 4).sum(1, dtype=np.uint16)
-        x = (raw.astype(np.float32) - 510) * np.float32(std / 147.8)
-        if fmt == "BF16":
-            return (x.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-        return x.astype(np.float16 if fmt == "F16" else np.float32).tobytes()
-    out = np.frombuffer(bytearray(rng.bytes(n_blocks * size)), np.uint8).reshape(n_blocks, size)
-    # Uniform codes have std 4.61 (nibbles) or 73.9 (bytes); scales spread by ±25 %.
-    spread = 0.75 + 0.5 * rng.random(n_blocks, dtype=np.float32)
-    unit = std / (73.9 if fmt == "Q8_0" else 4.64)
-    d = (unit * spread).astype(np.float16)
-    if fmt == "Q4_0":
-        # Codes -8..7 have a mean of -0.5, which would add up to one loud direction in all rows.
-        # Scales of either sign, which ggml's quantizer writes too, cancel it.
-        d = np.where(rng.random(n_blocks, dtype=np.float32) < 0.5, -d, d)
-    out[:, :2] = d.view(np.uint8).reshape(-1, 2)
-    if fmt == "Q4_1":
-        m = (d.astype(np.float32) * np.float32(-7.5)).astype(np.float16)
-        out[:, 2:4] = m.view(np.uint8).reshape(-1, 2)
-    if fmt == "Q8_0":
-        codes = out[:, 2:]
-        codes[codes == 0x80] = 0x81  # quantizers never write -128
-    return out.tobytes()
+def matrix(
+    name: str, n_cols: int, n_rows: int, fmt: str, seed: list[int], gain: float = 0.7
+) -> Tensor:
+    """Noise that depends on the seed and the tensor's name, not on the order of writing.
 
-
-def matrix(name: str, n_cols: int, n_rows: int, fmt: str, seed: list[int]) -> Tensor:
-    """Noise that depends on the seed and the tensor's name, not on the order of writing."""
-    std = 0.7 / math.sqrt(n_cols)
+    ``gain``: standard deviation of its products with columns of root mean square 1.
+    """
+    std = gain / math.sqrt(n_cols)
 
     def fill(out: BinaryIO) -> None:
         rng = np.random.default_rng([*seed, *name.encode()])
         left = n_cols * n_rows
         while left:
             n = min(left, CHUNK_ELEMENTS)
-            out.write(random_blocks(rng, fmt, n, std))
+            out.write(random_blocks(FORMATS[fmt], 1, n, rng, std))
             left -= n
 
     return Tensor(name, (n_cols, n_rows), fmt, fill)
@@ -263,7 +253,8 @@ def norm(name: str, n: int, seed: list[int]) -> Tensor:
 
 def tensors(c: Config, seed: list[int]) -> Iterator[Tensor]:
     kv_dim = c.kv_heads * c.head_dim
-    yield matrix("token_embd.weight", c.hidden, c.vocab, c.format, seed)
+    loudness = c.embedding_std * math.sqrt(c.hidden) or 0.7
+    yield matrix("token_embd.weight", c.hidden, c.vocab, c.format, seed, loudness)
     if c.rope_scaling == "llama3":
         yield vector("rope_freqs.weight", llama3_factors(c))
     for i in range(c.layers):
@@ -279,7 +270,7 @@ def tensors(c: Config, seed: list[int]) -> Iterator[Tensor]:
         yield matrix(p + "ffn_down.weight", c.ffn, c.hidden, c.format, seed)
     yield norm("output_norm.weight", c.hidden, seed)
     if not c.tied:
-        yield matrix("output.weight", c.hidden, c.vocab, c.format, seed)
+        yield matrix("output.weight", c.hidden, c.vocab, c.format, seed, c.logit_std)
 
 
 def build(c: Config, seed: int) -> GGUFFile:
@@ -319,6 +310,21 @@ def build(c: Config, seed: int) -> GGUFFile:
     return gguf
 
 
+def dequantized(model: GGUFFile) -> GGUFFile:
+    """The same model with every matrix in F32: what its products with float activations give."""
+
+    def widened(tensor: Tensor) -> Tensor:
+        def fill(out: BinaryIO) -> None:
+            packed = io.BytesIO()
+            tensor.fill(packed)
+            fmt = FORMATS[tensor.format]
+            out.write(dequantize(packed.getvalue(), fmt, tensor.dims[::-1]).tobytes())
+
+        return replace(tensor, format="F32", fill=fill)
+
+    return replace(model, tensors=[widened(tensor) for tensor in model.tensors])
+
+
 def main() -> int:
     base = Config()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -329,6 +335,8 @@ def main() -> int:
         parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N")
     parser.add_argument("--format", choices=FORMATS)
     parser.add_argument("--tied", action="store_true", default=None)
+    parser.add_argument("--embedding-std", type=float)
+    parser.add_argument("--logit-std", type=float)
     parser.add_argument("--rope-theta", type=float)
     parser.add_argument("--rope-scaling", choices=["none", "linear", "llama3"])
     parser.add_argument("--rope-factor", type=float)

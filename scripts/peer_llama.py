@@ -7,8 +7,9 @@ Runs where llama-cpp-python 0.3.36 is installed (the ``bench`` extra); it does n
     python scripts/peer_llama.py ppl    MODEL --text FILE --chunks 8
     python scripts/peer_llama.py quantize MODEL --type Q4_K_M -o OUT.gguf
 
-Fixed: CPU, flash attention off, f16 KV, n_batch = n_ubatch = 512. Everything goes through the C
-API: the Python class has no switch for weight repacking (``use_extra_bufts``) and copies logits.
+Fixed: CPU, n_batch = n_ubatch = 512; flash attention is off unless asked for. Everything goes
+through the C API: the Python class has no switch for weight repacking (``use_extra_bufts``) and
+copies logits.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Peer:
         mmap: bool = True,
         repack: bool = True,
         kv: str = "f16",
+        flash_attn: bool = False,
     ) -> None:
         llama_cpp.llama_log_set(_LOG, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -68,7 +70,11 @@ class Peer:
         context.n_ctx = n_ctx
         context.n_batch = context.n_ubatch = 512
         context.n_threads = context.n_threads_batch = n_threads
-        context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        context.flash_attn_type = (
+            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if flash_attn
+            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         context.type_k = context.type_v = KV_TYPES[kv]
         context.offload_kqv = context.op_offload = False
         self.context = llama_cpp.llama_init_from_model(self.model, context)
@@ -85,7 +91,7 @@ class Peer:
             "n_batch": 512,
             "n_ubatch": 512,
             "n_threads": n_threads,
-            "flash_attn": False,
+            "flash_attn": flash_attn,
             "kv": kv,
             "mmap": mmap,
             "repack": repack,
@@ -280,6 +286,7 @@ def main() -> int:
         sub.add_argument("--kv", choices=KV_TYPES, default="f16")
         sub.add_argument("--mmap", action=argparse.BooleanOptionalAction, default=True)
         sub.add_argument("--repack", action=argparse.BooleanOptionalAction, default=True)
+        sub.add_argument("--flash-attn", action=argparse.BooleanOptionalAction, default=False)
         if command is decode:
             sub.add_argument("--n", type=int, default=64)
             sub.add_argument("--tokens", type=Path, metavar="IDS.npy")
@@ -311,6 +318,7 @@ def main() -> int:
         mmap=args.mmap,
         repack=args.repack,
         kv=args.kv,
+        flash_attn=args.flash_attn,
     ) as peer:
         result = args.run(args, peer)
         print(json.dumps({**result, "settings": peer.settings}))

@@ -217,7 +217,7 @@ HOSTILE: dict[str, tuple[GGUFBuilder | bytes, str]] = {
         "'t' occurs twice",
     ),
     "long name": (GGUFBuilder().tensor("t" * 65, (8,), 0, bytes(32)), "limit is 64"),
-    "Q6_K": (GGUFBuilder().tensor("t", (256,), 14, bytes(210)), r"Q6_K.*supported: F32"),
+    "NVFP4": (GGUFBuilder().tensor("t", (256,), 40, bytes(144)), r"NVFP4.*supported: F32"),
     "type 77": (GGUFBuilder().tensor("t", (256,), 77, bytes(210)), "unknown type 77"),
 }  # fmt: skip
 
@@ -231,11 +231,11 @@ def test_hostile_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
 
 
 def test_unsupported_formats_open_for_inspection(tmp_path: Path) -> None:
-    builder = GGUFBuilder().tensor("t", (256,), 14, bytes(210)).tensor("u", (8,), 0, bytes(32))
+    builder = GGUFBuilder().tensor("t", (256,), 40, bytes(144)).tensor("u", (8,), 0, bytes(32))
     tensors = load(tmp_path, builder, allow_unsupported=True).tensors
-    assert (tensors["t"].format, tensors["t"].format_name) == (None, "Q6_K")
-    assert tensors["t"].n_bytes == 224
-    far = GGUFBuilder().tensor("t", (256,), 14, bytes(210), offset=4096)
+    assert (tensors["t"].format, tensors["t"].format_name) == (None, "NVFP4")
+    assert tensors["t"].n_bytes == 160
+    far = GGUFBuilder().tensor("t", (256,), 40, bytes(144), offset=4096)
     with pytest.raises(ModelError, match="file ends at"):
         load(tmp_path, far, allow_unsupported=True)
 

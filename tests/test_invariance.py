@@ -16,7 +16,7 @@ from edge_rt import Engine, UsageError
 
 from .conftest import load_script
 
-FORMATS = ("Q4_0", "Q4_1", "Q8_0", "F16", "BF16")
+FORMATS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "IQ2_XS", "F16", "BF16")
 N_TOKENS = 37  # no multiple of any tile, block or pass
 CTX = 96
 

@@ -111,7 +111,7 @@ void Runtime::run_by_token(const Pass& pass, const Op& op, int token, bool first
       kernels_->quantize(row(op.src, token), buffers_[op.src].width,
                          const_cast<int8_t*>(a.codes) + token * a.stride,
                          const_cast<float*>(a.scales) + token * blocks,
-                         const_cast<int32_t*>(a.sums) + token * blocks);
+                         const_cast<int16_t*>(a.sums) + 2 * token * blocks);
       break;
     }
     case OpKind::kAddBias: {
@@ -221,7 +221,7 @@ void Runtime::run_chunks(const Pass& pass, Step& step, int thread) {
     const Activations x = activations(part.src);
     const Output out = {row(part.dst, 0) + tile.row + chunk.row,
                         static_cast<size_t>(buffers_[part.dst].width), part.accumulate};
-    matmul_for(kernels_, weight.format)(&rows, &x, pass.n_tokens, &out, scratch);
+    kernels_->matmul(weight.format)(&rows, &x, pass.n_tokens, &out, scratch);
     const int left = step.tile_left[step.tile_base[chunk.part] + chunk.tile].fetch_sub(
         1, std::memory_order_acq_rel);
     if (left != 1) continue;

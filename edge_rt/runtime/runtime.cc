@@ -183,7 +183,7 @@ Activations Runtime::activations(int buffer) const {
   std::byte* p = at(b.offset);
   const size_t n = static_cast<size_t>(max_tokens_) * width;
   return {nullptr, reinterpret_cast<const int8_t*>(p), reinterpret_cast<const float*>(p + n),
-          reinterpret_cast<const int32_t*>(p + n + n / kBlockColumns * sizeof(float)), width};
+          reinterpret_cast<const int16_t*>(p + n + n / kBlockColumns * sizeof(float)), width};
 }
 
 std::byte* Runtime::kv(int layer, int which, int head, int position) const {
