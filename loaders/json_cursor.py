@@ -124,6 +124,7 @@ class JsonCursor:
         """Take any value without keeping it; ``limit`` bounds the bytes of each string."""
         if depth > _MAX_DEPTH:
             raise self.fail(f"nested more than {_MAX_DEPTH} deep")
+        self._count()
         match self._peek():
             case b"{":
                 for _ in self.keys(limit):

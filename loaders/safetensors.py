@@ -28,7 +28,8 @@ from edge_rt.sizes import KIB, MIB, align_up
 _MAX_HEADER_BYTES = 100_000_000  # the library's; what is held of it has the bounds below
 _MAX_ENTRY_BYTES = 4096  # a tensor's entry has about 100
 _MAX_NAME_BYTES = 1024
-_MAX_METADATA_BYTES = 1 * MIB
+_MAX_METADATA_BYTES = 8 * MIB
+_MAX_METADATA_STRING = 1 * MIB
 _MAX_METADATA_KEYS = 4096
 _MAX_SKIPPED_BYTES = 64 * KIB  # of a string in the index that is of no use here
 _MAX_TENSORS = 65536
@@ -357,15 +358,14 @@ class SafetensorsFolder:
 
     @staticmethod
     def _check_metadata(scan: JsonCursor) -> None:
-        keys, n_bytes = set(), 0
-        for key in scan.keys(_MAX_METADATA_BYTES):
-            n_bytes += sys.getsizeof(key)
+        keys, n_characters = set(), 0
+        for key in scan.keys(_MAX_METADATA_STRING):
             if key in keys:
                 raise scan.fail(f"__metadata__ has {clip(key)} twice")
             keys.add(key)
-            if len(keys) > _MAX_METADATA_KEYS or n_bytes > _MAX_METADATA_BYTES:
-                raise scan.fail("__metadata__ has too many keys")
-            scan.string(_MAX_METADATA_BYTES)
+            n_characters += len(key) + len(scan.string(_MAX_METADATA_STRING))
+            if len(keys) > _MAX_METADATA_KEYS or n_characters > _MAX_METADATA_BYTES:
+                raise scan.fail("__metadata__ is too large")
 
     @staticmethod
     def _entry(scan: JsonCursor, name: str, data: int) -> TensorInfo:
