@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 class IoError(OSError): ...
 
@@ -10,7 +10,10 @@ class Arena:
     def resize(self, bytes: int, kept: int) -> None: ...
 
 class File:
+    @overload
     def __init__(self, path: str, direct: bool = True) -> None: ...
+    @overload
+    def __init__(self, paths: Sequence[str], direct: bool = True) -> None: ...
     @property
     def direct(self) -> bool: ...
     @property

@@ -225,6 +225,7 @@ NB_MODULE(_runtime, m) {
       .def("resize", &Arena::resize, "bytes"_a, "kept"_a);
   nb::class_<File>(m, "File")
       .def(nb::init<const std::string&, bool>(), "path"_a, "direct"_a = true)
+      .def(nb::init<const std::vector<std::string>&, bool>(), "paths"_a, "direct"_a = true)
       .def_prop_ro("direct", &File::direct)
       .def_prop_ro("alignment", &File::alignment)
       .def_prop_ro("size", &File::size);
