@@ -17,6 +17,7 @@ from edge_rt.sizes import KIB, MIB, PAGE
 
 CHUNK_BYTES: Final = 256 * KIB  # of one read, and of the model file's page cache at any time
 
+_MAX_LISTED: Final = 16384  # entries of a folder
 MAX_ELEMENT_BYTES: Final = 1 * MIB  # the longest known vocabulary entry has about 1 KiB
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -66,6 +67,24 @@ def open_file(path: str) -> tuple[int, Identity]:
         raise
     size, mtime = status.st_size, status.st_mtime_ns
     return fd, Identity(path, size, mtime, status.st_ino, status.st_dev)
+
+
+def list_folder(path: str) -> set[str]:
+    """The names in a folder; raises `UsageError` where it cannot be listed."""
+    names = set()
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                names.add(entry.name)
+                if len(names) > _MAX_LISTED:
+                    raise ModelError(f"{path}: more than {_MAX_LISTED} files")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"no such folder: {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, ModelError):
+            raise
+        raise UsageError(f"cannot list {clip(path, 300)}: {error}") from None
+    return names
 
 
 class Cursor:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edge_rt.errors import ModelError, UsageError
-from edge_rt.loaders.gguf_cursor import U64, Cursor, Identity, clip, open_file
+from edge_rt.loaders.gguf_cursor import U64, Cursor, Identity, clip, list_folder, open_file
 from edge_rt.loaders.json_cursor import JsonCursor
 from edge_rt.loaders.source import PART_ALIGNMENT, TensorInfo
 from edge_rt.quant.blocks import BF16, F16, F32
@@ -36,7 +36,6 @@ _MAX_TENSORS = 65536
 _MAX_HELD_BYTES = 32 * MIB  # Python objects made of tensor entries, all files together
 _HELD_PER_TENSOR = 420  # dict slot, TensorInfo, its shape and its integers
 _MAX_FILES = 1024  # the largest models have about 200
-_MAX_LISTED = 16384  # entries of the folder
 _MAX_INDEX_BYTES = 32 * MIB  # walked through, never held
 _MAX_CONFIG_BYTES = 1 * MIB  # the longest known has about 200 KiB
 
@@ -88,6 +87,7 @@ class SafetensorsFolder:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.parts: tuple[str, ...] = ()
+        self.starts: list[int] = []  # of the parts, as offsets count
         self.file_size = 0
         self.raw: dict[str, TensorInfo] = {}
         self.config: dict[str, Any] = {}
@@ -106,19 +106,20 @@ class SafetensorsFolder:
         damaged, hostile or unsupported, `StorageError` when the drive fails.
         """
         found = cls(os.fspath(folder))
-        names = found._list()
+        names = list_folder(found.folder)
         files, index = found._weight_files(names)
         if "config.json" not in names:
             raise found.fail("config.json is missing: it describes the model")
         found.config = found._read_json("config.json")
         if "generation_config.json" in names:
             found.generation_config = found._read_json("generation_config.json")
-        if not allow_unsupported:
-            found._refuse_quantized()
+        if not allow_unsupported and (reason := found.why_quantized()):
+            raise found.fail(reason)
         found.parts = tuple(os.path.join(found.folder, name) for name in files)
-        starts = [found._read_part(path) for path in found.parts]
+        for path in found.parts:
+            found._read_part(path)
         if index:
-            found._check_index(files, [*starts, 1 << 63])
+            found._check_index(files)
         return found
 
     def fail(self, message: str) -> ModelError:
@@ -126,20 +127,6 @@ class SafetensorsFolder:
         return ModelError(f"{self.folder}: {message}")
 
     # -- which files ----------------------------------------------------------------------------
-
-    def _list(self) -> set[str]:
-        names = set()
-        try:
-            with os.scandir(self.folder) as entries:
-                for entry in entries:
-                    names.add(entry.name)
-                    if len(names) > _MAX_LISTED:
-                        raise self.fail(f"more than {_MAX_LISTED} files")
-        except (FileNotFoundError, NotADirectoryError):
-            raise UsageError(f"no such folder: {self.folder}") from None
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            raise UsageError(f"cannot list {clip(self.folder, 300)}: {error}") from None
-        return names
 
     def _weight_files(self, names: set[str]) -> tuple[list[str], bool]:
         """The files that hold the weights, and whether an index names them.
@@ -161,7 +148,10 @@ class SafetensorsFolder:
             return files, False
         if files:
             return self._numbered(files), False
-        raise self.fail(self._why_no_weights(names, every))
+        reason = self._why_no_weights(names, every)
+        if not reason and "config.json" not in names:
+            raise UsageError(f"{self.folder} is a folder without a model (*.gguf, *.safetensors)")
+        raise self.fail(reason or "there are no weights in it (*.safetensors)")
 
     def _numbered(self, files: list[str]) -> list[str]:
         """``files`` if they are all parts of one numbered set, which then needs no index."""
@@ -184,6 +174,7 @@ class SafetensorsFolder:
         return files
 
     def _why_no_weights(self, names: set[str], every: list[str]) -> str:
+        """What the folder holds instead of weights; empty if nothing of the kind."""
         if "adapter_config.json" in names or any(n.startswith("adapter_") for n in every):
             return (
                 "an adapter, not a model: merge it into its base model with peft "
@@ -203,7 +194,7 @@ class SafetensorsFolder:
         others = sorted(n for n in names if n.endswith((".h5", ".msgpack", ".onnx", ".npz")))
         if others:
             return f"its weights are only in {others[0]}, which is not supported: {_CONVERT}"
-        return "there are no weights in it (*.safetensors)"
+        return ""
 
     # -- config.json ----------------------------------------------------------------------------
 
@@ -226,7 +217,8 @@ class SafetensorsFolder:
             raise self.fail(f"{name} is {clip(value)}, not an object")
         return value
 
-    def _refuse_quantized(self) -> None:
+    def why_quantized(self) -> str:
+        """Why these weights cannot be computed with whatever their dtype; empty if they can."""
         text_config = self.config.get("text_config")
         for config in (self.config, text_config if isinstance(text_config, dict) else {}):
             for key in ("quantization_config", "quantization"):  # the latter is MLX's
@@ -235,10 +227,11 @@ class SafetensorsFolder:
                     continue
                 method = settings.get("quant_method") if isinstance(settings, dict) else None
                 name = clip(method) if method else "mlx" if key == "quantization" else key
-                raise self.fail(
+                return (
                     f"its weights are quantized ({name}), which is not supported for Hugging Face "
                     "folders: give the unquantized model or a GGUF of it"
                 )
+        return ""
 
     # -- the index ------------------------------------------------------------------------------
 
@@ -281,8 +274,9 @@ class SafetensorsFolder:
             raise self.fail(f"{INDEX_NAME} names no file")
         return files
 
-    def _check_index(self, files: list[str], starts: list[int]) -> None:
+    def _check_index(self, files: list[str]) -> None:
         """Every tensor that the index names must be in the file that it names."""
+        starts = [*self.starts, 1 << 63]
         number = {name: i for i, name in enumerate(files)}
         for name, file in self._index_pairs():
             tensor, part = self.raw.get(name), number.get(file)
@@ -293,21 +287,21 @@ class SafetensorsFolder:
 
     # -- a weight file --------------------------------------------------------------------------
 
-    def _read_part(self, path: str) -> int:
-        """Add the tensors of ``path``; returns the offset at which this part begins."""
+    def _read_part(self, path: str) -> None:
+        """Add the tensors of ``path``."""
         fd, identity = _open(path)
         try:
             start = align_up(self._end, PART_ALIGNMENT)
             entries = self._read_header(fd, path, identity.size, start)
         finally:
             os.close(fd)
+        self.starts.append(start)
         self._end = start + identity.size
         self.file_size += identity.size
         for t in entries:
             if t.name in self.raw:
                 raise self.fail(f"tensor {clip(t.name)} is in two files")
             self.raw[t.name] = t
-        return start
 
     def _read_header(self, fd: int, path: str, size: int, start: int) -> list[TensorInfo]:
         if size < U64.size:
