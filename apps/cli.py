@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from edge_rt.apps.bench import bench
 from edge_rt.apps.chat import chat
 from edge_rt.apps.generate import generate
 from edge_rt.apps.inspect import inspect
+from edge_rt.apps.list import list_models
 from edge_rt.apps.plan import plan
 from edge_rt.apps.ppl import ppl
 from edge_rt.apps.pull import pull
@@ -37,6 +39,7 @@ app = typer.Typer(
 )
 for command in (chat, generate, ppl, plan, bench, inspect, pull):
     app.command()(command)
+app.command("list")(list_models)
 
 
 def _end(code: int) -> None:
@@ -54,6 +57,8 @@ def _end(code: int) -> None:
 
 def main() -> None:
     """Run a command; every outcome has the exit code of the README's table."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no UTF-8
     try:
         code = app(standalone_mode=False)
         _end(code if isinstance(code, int) else 0)
