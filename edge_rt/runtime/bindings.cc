@@ -7,6 +7,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cerrno>
+#include <cstdlib>
+#include <memory>
+
 #include "edge_rt/runtime/runtime.h"
 #include "edge_rt/runtime/sampler.h"
 
@@ -30,6 +34,19 @@ const Kernels* kernels_or_throw(const std::string& isa) {
   const Kernels* kernels = kernels_named(isa.c_str());
   if (kernels == nullptr) throw nb::value_error(("no kernels for ISA '" + isa + "' here").c_str());
   return kernels;
+}
+
+// A small read on the calling thread.
+nb::bytes read_bytes(const File& file, uint64_t offset, size_t length) {
+  if (offset > file.size() || length > file.size() - offset)
+    throw IoError(EINVAL, "a read past the end");
+  const AlignedExtent extent = file.cover(offset, length);
+  const std::unique_ptr<std::byte, void (*)(void*)> memory(
+      static_cast<std::byte*>(std::aligned_alloc(file.alignment(), extent.length)),
+      [](void* p) { std::free(p); });
+  if (!memory) throw std::bad_alloc();
+  file.read(extent.offset, extent.length, extent.lead + length, memory.get());
+  return nb::bytes(reinterpret_cast<const char*>(memory.get()) + extent.lead, length);
 }
 
 using Logits = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -246,6 +263,8 @@ NB_MODULE(_runtime, m) {
       .def("resize", &Arena::resize, "bytes"_a, "kept"_a);
   nb::class_<File>(m, "File")
       .def(nb::init<const std::string&, bool>(), "path"_a, "direct"_a = true)
+      .def(nb::init<const std::vector<std::string>&, bool>(), "paths"_a, "direct"_a = true)
+      .def("read", &read_bytes, "offset"_a, "length"_a)
       .def_prop_ro("direct", &File::direct)
       .def_prop_ro("alignment", &File::alignment)
       .def_prop_ro("size", &File::size);
