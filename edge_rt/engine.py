@@ -28,9 +28,10 @@ from edge_rt.generation import Completion
 from edge_rt.library import find_model
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.source import TensorInfo, WeightSource
+from edge_rt.lowering import build_program
 from edge_rt.planner import Plan, Planner, Settings, default_threads
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
-from edge_rt.program import HEAD, LAYERS, build_program
+from edge_rt.program import HEAD, LAYERS
 from edge_rt.runtime._runtime import Arena, File, Runtime, Sampler, isa_name
 from edge_rt.sampling import Sampling
 from edge_rt.sizes import format_size, parse_size

@@ -56,12 +56,19 @@ using RunTuple = std::tuple<uint64_t, size_t, int64_t>;  // file offset, length,
 using PartTuple = std::tuple<int, int, int, bool>;       // weight, src, dst, accumulate
 
 OpKind kind_named(const std::string& name) {
-  static const std::pair<const char*, OpKind> kinds[] = {
-      {"rms_norm", OpKind::kRmsNorm},     {"quantize", OpKind::kQuantize},
-      {"matmul", OpKind::kMatmul},        {"add_bias", OpKind::kAddBias},
-      {"rope_table", OpKind::kRopeTable}, {"rope", OpKind::kRope},
-      {"store_kv", OpKind::kStoreKv},     {"attention", OpKind::kAttention},
-      {"silu_gate", OpKind::kSiluGate}};
+  static const std::pair<const char*, OpKind> kinds[] = {{"rms_norm", OpKind::kRmsNorm},
+                                                         {"quantize", OpKind::kQuantize},
+                                                         {"matmul", OpKind::kMatmul},
+                                                         {"add_bias", OpKind::kAddBias},
+                                                         {"add", OpKind::kAdd},
+                                                         {"scale", OpKind::kScale},
+                                                         {"softcap", OpKind::kSoftcap},
+                                                         {"rope_tables", OpKind::kRopeTables},
+                                                         {"rope", OpKind::kRope},
+                                                         {"store_kv", OpKind::kStoreKv},
+                                                         {"attention", OpKind::kAttention},
+                                                         {"silu_gate", OpKind::kSiluGate},
+                                                         {"gelu_gate", OpKind::kGeluGate}};
   for (const auto& [known, kind] : kinds)
     if (name == known) return kind;
   throw nb::value_error(("unknown operation " + name).c_str());
@@ -99,27 +106,41 @@ void bind_runtime(nb::module_& m) {
       .def(
           "add_op",
           [](Runtime& r, int segment, const std::string& kind, int src, int src2, int dst,
-             int64_t vector_offset, int layer, float value, const std::vector<PartTuple>& parts) {
+             int64_t vector_offset, int layer, float value, int width, int window, float cap,
+             const std::vector<PartTuple>& parts) {
             Op op;
             op.kind = kind_named(kind);
             op.src = src, op.src2 = src2, op.dst = dst;
             op.vector_offset = vector_offset, op.layer = layer, op.value = value;
+            op.width = width, op.window = window, op.cap = cap;
             for (const auto& [weight, from, to, accumulate] : parts)
               op.parts.push_back({weight, from, to, accumulate});
             r.add_op(segment, std::move(op));
           },
           "segment"_a, "kind"_a, "src"_a = -1, "src2"_a = -1, "dst"_a = -1, "vector_offset"_a = -1,
-          "layer"_a = -1, "value"_a = 0.0f, "parts"_a = std::vector<PartTuple>())
+          "layer"_a = -1, "value"_a = 0.0f, "width"_a = 0, "window"_a = 0, "cap"_a = 0.0f,
+          "parts"_a = std::vector<PartTuple>())
       .def(
           "set_attention",
           [](Runtime& r, int n_layers, int n_heads, int n_kv_heads, int head_dim, int n_ctx,
-             bool half, bool rope_halves, const std::vector<double>& rope_frequencies,
-             int rope_table, int64_t kv_offset) {
+             bool half, bool rope_halves, int64_t kv_offset, double temperature,
+             int temperature_length) {
             r.set_attention({n_layers, n_heads, n_kv_heads, head_dim, n_ctx, half, rope_halves,
-                             rope_frequencies, rope_table, kv_offset});
+                             kv_offset, temperature, temperature_length});
           },
           "n_layers"_a, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "n_ctx"_a, "half"_a,
-          "rope_halves"_a, "rope_frequencies"_a, "rope_table"_a, "kv_offset"_a)
+          "rope_halves"_a, "kv_offset"_a, "temperature"_a = 0.0, "temperature_length"_a = 1)
+      .def(
+          "add_rope_table",
+          [](Runtime& r, int buffer, const std::vector<double>& frequencies, double magnitude) {
+            r.add_rope_table({buffer, frequencies, magnitude});
+          },
+          "buffer"_a, "frequencies"_a, "magnitude"_a)
+      .def(
+          "add_vector",
+          [](Runtime& r, uint64_t file_offset, int format, int n, int64_t arena_offset,
+             float offset) { r.add_vector({file_offset, format, n, arena_offset, offset}); },
+          "file_offset"_a, "format"_a, "n"_a, "arena_offset"_a, "offset"_a)
       .def(
           "set_embedding",
           [](Runtime& r, uint64_t file_offset, int format, int n_rows, int n_cols, int buffer,
