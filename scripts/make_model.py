@@ -156,6 +156,8 @@ def _value(value: object) -> tuple[int, bytes]:
     if isinstance(value, (str, bytes)):
         return 8, _string(value)
     if isinstance(value, np.ndarray):
+        if value.dtype == np.bool_:
+            return 9, struct.pack("<IQ", 7, value.size) + value.tobytes()
         kind = {"f": 6, "i": 5}[value.dtype.kind]
         return 9, struct.pack("<IQ", kind, value.size) + value.astype(
             f"<{value.dtype.kind}4"
@@ -193,6 +195,21 @@ def vocabulary(n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     scores[259:] = -np.arange(n - 259, dtype=np.float32)
     scores[259 : 259 + len(letters)] -= n
     return pieces, scores, np.array(types, np.int32)
+
+
+def add_vocabulary(gguf: GGUFFile, n: int) -> None:
+    """Write the keys of a SentencePiece tokenizer of ``n`` made-up pieces."""
+    pieces, scores, types = vocabulary(n)
+    gguf.add("tokenizer.ggml.model", "llama")
+    gguf.add("tokenizer.ggml.pre", "default")
+    gguf.add("tokenizer.ggml.tokens", pieces)
+    gguf.add("tokenizer.ggml.scores", scores)
+    gguf.add("tokenizer.ggml.token_type", types)
+    gguf.add("tokenizer.ggml.bos_token_id", 1)
+    gguf.add("tokenizer.ggml.eos_token_id", 2)
+    gguf.add("tokenizer.ggml.unknown_token_id", 0)
+    gguf.add("tokenizer.ggml.add_bos_token", True)
+    gguf.add("tokenizer.ggml.add_eos_token", False)
 
 
 def llama3_factors(config: Config) -> np.ndarray:
@@ -234,6 +251,22 @@ def random_blocks(rng: np.random.Generator, fmt: str, n: int, std: float) -> byt
         codes = out[:, 2:]
         codes[codes == 0x80] = 0x81  # quantizers never write -128
     return out.tobytes()
+
+
+def encode(x: np.ndarray, fmt: str) -> bytes:
+    """The values ``x`` in ``fmt``: rounded to nearest even, or by llama.cpp's rule for Q8_0."""
+    x = np.ascontiguousarray(x, np.float32)
+    if fmt == "BF16":
+        bits = x.view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+    if fmt != "Q8_0":
+        return x.astype({"F32": "<f4", "F16": "<f2"}[fmt]).tobytes()
+    blocks = x.reshape(-1, 32)
+    d = np.abs(blocks).max(1, keepdims=True) / np.float32(127)
+    inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
+    scaled = blocks * inverse
+    codes = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
+    return np.concatenate([d.astype("<f2").view(np.int8), codes], 1).tobytes()
 
 
 def matrix(name: str, n_cols: int, n_rows: int, fmt: str, seed: list[int]) -> Tensor:
@@ -304,17 +337,7 @@ def build(c: Config, seed: int) -> GGUFFile:
     if c.rope_scaling == "linear":
         gguf.add("llama.rope.scaling.type", "linear")
         gguf.add("llama.rope.scaling.factor", c.rope_factor)
-    pieces, scores, types = vocabulary(c.vocab)
-    gguf.add("tokenizer.ggml.model", "llama")
-    gguf.add("tokenizer.ggml.pre", "default")
-    gguf.add("tokenizer.ggml.tokens", pieces)
-    gguf.add("tokenizer.ggml.scores", scores)
-    gguf.add("tokenizer.ggml.token_type", types)
-    gguf.add("tokenizer.ggml.bos_token_id", 1)
-    gguf.add("tokenizer.ggml.eos_token_id", 2)
-    gguf.add("tokenizer.ggml.unknown_token_id", 0)
-    gguf.add("tokenizer.ggml.add_bos_token", True)
-    gguf.add("tokenizer.ggml.add_eos_token", False)
+    add_vocabulary(gguf, c.vocab)
     gguf.tensors = list(tensors(c, [seed]))
     return gguf
 
