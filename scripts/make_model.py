@@ -6,7 +6,8 @@
 
 The weights are noise with real statistics: dequantized they have a standard deviation of
 0.7 / sqrt(columns), so activations and logits stay finite and differ per token. The same seed
-gives the same bytes. The vocabulary is SentencePiece's with byte fallback, as llama's.
+gives the same bytes. The vocabulary is SentencePiece's with byte fallback, as llama's. ``--arch``
+is a model_type of Hugging Face's: llama, qwen3, gemma3_text, phi3, olmo3, granite and so on.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from gguf_layout import ARCHITECTURES, EQUAL_HEADS, gguf_name, keys, rope_factors, shapes
 
 ALIGNMENT = 32
 CHUNK_ELEMENTS = 1 << 22  # weights made at a time: bounds memory to some tens of MiB
@@ -41,8 +43,9 @@ Fill = Callable[[BinaryIO], None]
 
 @dataclass(frozen=True)
 class Config:
-    """A dense llama. ``rope_factors``: one divisor per rotated pair (llama3 scaling) or none."""
+    """A dense model of the architecture ``arch``; ``window``: of the layers that have one."""
 
+    arch: str = "llama"
     layers: int = 2
     hidden: int = 128
     ffn: int = 352
@@ -57,7 +60,8 @@ class Config:
     rope_scaling: str = "none"  # none, linear or llama3
     rope_factor: float = 4.0
     norm_eps: float = 1e-5
-    name: str = "random llama"
+    window: int = 256
+    name: str = "random"
 
     def check(self) -> None:
         _, block, _ = FORMATS[self.format]
@@ -66,12 +70,55 @@ class Config:
                 raise SystemExit(f"{what} width {n} is not whole blocks of {self.format} ({block})")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise SystemExit("heads must be a multiple of kv-heads, and head-dim even")
+        if self.arch in EQUAL_HEADS and self.hidden != self.q_dim:
+            raise SystemExit(f"{self.arch}: hidden must be heads times head-dim")
+        if self.arch not in ("llama", "mistral", "qwen3") and self.rope_scaling != "none":
+            raise SystemExit(f"{self.arch} has no --rope-scaling here")
         if self.vocab < 300:
             raise SystemExit("a byte-fallback vocabulary needs at least 300 pieces")
 
     @property
     def q_dim(self) -> int:
         return self.heads * self.head_dim
+
+    def hugging_face(self) -> dict[str, Any]:
+        """The config.json of this model; each family's own settings are like its real models'."""
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        original = int(self.context / self.rope_factor)
+        if self.rope_scaling != "none":
+            rope |= {"rope_type": self.rope_scaling, "factor": self.rope_factor}
+        if self.rope_scaling == "llama3":
+            rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+            rope["original_max_position_embeddings"] = original
+        yarn = {
+            "rope_type": "yarn", "rope_theta": self.rope_theta, "factor": self.rope_factor,
+            "original_max_position_embeddings": original,
+        }  # fmt: skip
+        own: dict[str, dict[str, Any]] = {
+            "gemma2": {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+            "gemma3_text": {"rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_theta": 10000.0},
+            }},
+            "olmo3": {"rope_parameters": {"full_attention": yarn, "sliding_attention": rope}},
+            "phi3": {"original_max_position_embeddings": self.context},
+            "granite": {
+                "attention_multiplier": 1 / self.head_dim, "embedding_multiplier": 12.0,
+                "residual_multiplier": 0.22, "logits_scaling": 8.0,
+            },
+            "ministral3": {
+                "rope_parameters": yarn | {"mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+            },
+        }  # fmt: skip
+        return {
+            "num_hidden_layers": self.layers, "hidden_size": self.hidden,
+            "intermediate_size": self.ffn, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
+            "vocab_size": self.vocab, "max_position_embeddings": self.context,
+            "tie_word_embeddings": self.tied or self.arch.startswith("gemma"),
+            "rms_norm_eps": self.norm_eps,
+            "rope_parameters": rope, "sliding_window": self.window, **own.get(self.arch, {}),
+        }  # fmt: skip
 
 
 PRESETS = {
@@ -156,12 +203,8 @@ def _value(value: object) -> tuple[int, bytes]:
     if isinstance(value, (str, bytes)):
         return 8, _string(value)
     if isinstance(value, np.ndarray):
-        if value.dtype == np.bool_:
-            return 9, struct.pack("<IQ", 7, value.size) + value.tobytes()
-        kind = {"f": 6, "i": 5}[value.dtype.kind]
-        return 9, struct.pack("<IQ", kind, value.size) + value.astype(
-            f"<{value.dtype.kind}4"
-        ).tobytes()
+        kind, dtype = {"f": (6, "<f4"), "i": (5, "<i4"), "b": (7, "?")}[value.dtype.kind]
+        return 9, struct.pack("<IQ", kind, value.size) + value.astype(dtype).tobytes()
     if isinstance(value, Sequence):
         return 9, struct.pack("<IQ", 8, len(value)) + b"".join(map(_string, value))
     raise TypeError(f"no GGUF type for {type(value)}")
@@ -198,7 +241,7 @@ def vocabulary(n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def add_vocabulary(gguf: GGUFFile, n: int) -> None:
-    """Write the keys of a SentencePiece tokenizer of ``n`` made-up pieces."""
+    """Add the keys of a SentencePiece tokenizer of ``n`` made-up pieces."""
     pieces, scores, types = vocabulary(n)
     gguf.add("tokenizer.ggml.model", "llama")
     gguf.add("tokenizer.ggml.pre", "default")
@@ -210,17 +253,6 @@ def add_vocabulary(gguf: GGUFFile, n: int) -> None:
     gguf.add("tokenizer.ggml.unknown_token_id", 0)
     gguf.add("tokenizer.ggml.add_bos_token", True)
     gguf.add("tokenizer.ggml.add_eos_token", False)
-
-
-def llama3_factors(config: Config) -> np.ndarray:
-    """(head_dim / 2,) frequency divisors of llama3 scaling, as llama.cpp's converter writes."""
-    dim, original = config.head_dim, config.context / config.rope_factor
-    low, high = 1.0, 4.0
-    wavelength = 2 * math.pi * config.rope_theta ** (np.arange(0, dim, 2) / dim)
-    smooth = (original / wavelength - low) / (high - low)
-    mixed = 1 / ((1 - smooth) / config.rope_factor + smooth)
-    factors = np.where(wavelength > original / low, config.rope_factor, mixed)
-    return np.where(wavelength < original / high, 1.0, factors).astype(np.float32)
 
 
 def random_blocks(rng: np.random.Generator, fmt: str, n: int, std: float) -> bytes:
@@ -253,22 +285,6 @@ def random_blocks(rng: np.random.Generator, fmt: str, n: int, std: float) -> byt
     return out.tobytes()
 
 
-def encode(x: np.ndarray, fmt: str) -> bytes:
-    """The values ``x`` in ``fmt``: rounded to nearest even, or by llama.cpp's rule for Q8_0."""
-    x = np.ascontiguousarray(x, np.float32)
-    if fmt == "BF16":
-        bits = x.view(np.uint32)
-        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
-    if fmt != "Q8_0":
-        return x.astype({"F32": "<f4", "F16": "<f2"}[fmt]).tobytes()
-    blocks = x.reshape(-1, 32)
-    d = np.abs(blocks).max(1, keepdims=True) / np.float32(127)
-    inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d != 0)
-    scaled = blocks * inverse
-    codes = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
-    return np.concatenate([d.astype("<f2").view(np.int8), codes], 1).tobytes()
-
-
 def matrix(name: str, n_cols: int, n_rows: int, fmt: str, seed: list[int]) -> Tensor:
     """Noise that depends on the seed and the tensor's name, not on the order of writing."""
     std = 0.7 / math.sqrt(n_cols)
@@ -289,54 +305,33 @@ def vector(name: str, values: np.ndarray) -> Tensor:
     return Tensor(name, (values.size,), "F32", lambda out: out.write(data) and None)
 
 
-def norm(name: str, n: int, seed: list[int]) -> Tensor:
+def noise(name: str, n: int, seed: list[int], mean: float) -> Tensor:
     rng = np.random.default_rng([*seed, *name.encode()])
-    return vector(name, 1 + 0.1 * (rng.random(n, dtype=np.float32) - 0.5))
+    return vector(name, mean + 0.1 * (rng.random(n, dtype=np.float32) - 0.5))
 
 
 def tensors(c: Config, seed: list[int]) -> Iterator[Tensor]:
-    kv_dim = c.kv_heads * c.head_dim
-    yield matrix("token_embd.weight", c.hidden, c.vocab, c.format, seed)
-    if c.rope_scaling == "llama3":
-        yield vector("rope_freqs.weight", llama3_factors(c))
-    for i in range(c.layers):
-        p = f"blk.{i}."
-        yield norm(p + "attn_norm.weight", c.hidden, seed)
-        yield matrix(p + "attn_q.weight", c.hidden, c.q_dim, c.format, seed)
-        yield matrix(p + "attn_k.weight", c.hidden, kv_dim, c.format, seed)
-        yield matrix(p + "attn_v.weight", c.hidden, kv_dim, c.format, seed)
-        yield matrix(p + "attn_output.weight", c.q_dim, c.hidden, c.format, seed)
-        yield norm(p + "ffn_norm.weight", c.hidden, seed)
-        yield matrix(p + "ffn_gate.weight", c.hidden, c.ffn, c.format, seed)
-        yield matrix(p + "ffn_up.weight", c.hidden, c.ffn, c.format, seed)
-        yield matrix(p + "ffn_down.weight", c.ffn, c.hidden, c.format, seed)
-    yield norm("output_norm.weight", c.hidden, seed)
-    if not c.tied:
-        yield matrix("output.weight", c.hidden, c.vocab, c.format, seed)
+    config = c.hugging_face()
+    for factors in rope_factors(config):
+        yield vector(*factors)
+    for source, shape in shapes(c.arch, config):
+        name = gguf_name(c.arch, source)
+        if len(shape) == 2:
+            yield matrix(name, shape[1], shape[0], c.format, seed)
+        else:
+            yield noise(name, shape[0], seed, float(name.endswith("norm.weight")))
 
 
 def build(c: Config, seed: int) -> GGUFFile:
     c.check()
+    arch = ARCHITECTURES[c.arch]
     gguf = GGUFFile()
-    gguf.add("general.architecture", "llama")
+    gguf.add("general.architecture", arch)
     gguf.add("general.name", c.name)
     gguf.add("general.file_type", FILE_TYPES[c.format])
     gguf.add("general.quantization_version", 2)
-    gguf.add("llama.block_count", c.layers)
-    gguf.add("llama.context_length", c.context)
-    gguf.add("llama.embedding_length", c.hidden)
-    gguf.add("llama.feed_forward_length", c.ffn)
-    gguf.add("llama.attention.head_count", c.heads)
-    gguf.add("llama.attention.head_count_kv", c.kv_heads)
-    gguf.add("llama.attention.key_length", c.head_dim)
-    gguf.add("llama.attention.value_length", c.head_dim)
-    gguf.add("llama.attention.layer_norm_rms_epsilon", c.norm_eps)
-    gguf.add("llama.rope.dimension_count", c.head_dim)
-    gguf.add("llama.rope.freq_base", c.rope_theta)
-    gguf.add("llama.vocab_size", c.vocab)
-    if c.rope_scaling == "linear":
-        gguf.add("llama.rope.scaling.type", "linear")
-        gguf.add("llama.rope.scaling.factor", c.rope_factor)
+    for key, value in keys(c.arch, c.hugging_face(), arch):
+        gguf.add(key, value)
     add_vocabulary(gguf, c.vocab)
     gguf.tensors = list(tensors(c, [seed]))
     return gguf
@@ -347,8 +342,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--preset", choices=PRESETS)
+    parser.add_argument("--arch", choices=ARCHITECTURES)
     parser.add_argument("--seed", type=int, default=0)
-    for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context"):
+    for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context",
+                 "window"):  # fmt: skip
         parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N")
     parser.add_argument("--format", choices=FORMATS)
     parser.add_argument("--tied", action="store_true", default=None)

@@ -25,12 +25,17 @@ VISION: Config = {
 }  # fmt: skip
 
 
+CONFIGS = {
+    family: f"{name}TextConfig" if family == "gemma3_text" else f"{name}Config"
+    for family, name in CLASSES.items()
+}
+
+
 def config_of(variant: Variant) -> Any:
     """The config object of the language model."""
-    name = CLASSES[variant.family] + ("Text" if variant.family == "gemma3_text" else "")
     # Config classes write into their arguments.
     own = json.loads(json.dumps(variant.config))
-    return getattr(transformers, f"{name}Config")(**own, attn_implementation="eager")
+    return getattr(transformers, CONFIGS[variant.family])(**own, attn_implementation="eager")
 
 
 def build(variant: Variant, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
@@ -78,12 +83,6 @@ def changed(variant: Variant, settings: Config) -> Variant:
     return replace(variant, config={**variant.config, **settings})
 
 
-def as_gguf_says(variant: Variant) -> Variant:
-    """The model that the GGUF of ``variant`` describes."""
-    assert variant.gguf is not None
-    return changed(variant, variant.gguf)
-
-
 def save(
     model: Any, folder: Path, *, dtype: torch.dtype = torch.float32, max_shard_size: str = "5GB"
 ) -> Path:
@@ -97,6 +96,52 @@ def save(
     text = model.config.get_text_config()
     write_tokenizer(folder, text.vocab_size)
     return folder
+
+
+def age(folder: Path) -> None:
+    """Rewrite config.json as transformers 4 wrote it: ``rope_theta`` and ``rope_scaling``, the
+    layers with a window by rule where they follow it, ``torch_dtype``, and no default values."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    text = config.get("text_config", config)
+    rope = text.pop("rope_parameters")
+    if local := rope.get("sliding_attention"):
+        if text["model_type"] == "gemma3_text":
+            text["rope_local_base_freq"] = local["rope_theta"]
+        rope = rope["full_attention"]
+    text["rope_theta"] = rope.pop("rope_theta")
+    part = rope.pop("partial_rotary_factor", None)
+    if part is not None:
+        text["partial_rotary_factor"] = part
+    if text["model_type"] == "ministral3":  # newer than the change: never spelled otherwise
+        text["rope_parameters"] = rope | {"rope_theta": text.pop("rope_theta")}
+    elif rope["rope_type"] != "default":
+        text["rope_scaling"] = rope
+    config["torch_dtype"] = config.pop("dtype")
+    default = getattr(transformers, CONFIGS[text["model_type"]])(
+        num_hidden_layers=text["num_hidden_layers"]
+    ).to_dict()
+    keep = {"num_hidden_layers", "model_type", "rope_theta", "rope_scaling", "rope_parameters"}
+    for key in [k for k in text if k not in keep and k in default and text[k] == default[k]]:
+        del text[key]
+    text.pop("_sliding_window_pattern", None)
+    path.write_text(json.dumps(config, indent=1))
+
+
+def rename_wrapped(folder: Path) -> None:
+    """``language_model.model.X`` to ``model.language_model.X``, the head to ``lm_head``."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    new = {}
+    for name, value in load_file(path).items():
+        name = name.replace("language_model.lm_head.", "lm_head.")
+        name = name.replace("language_model.model.", "model.language_model.")
+        if name.startswith(("vision_tower.", "multi_modal_projector.")):
+            name = f"model.{name}"
+        new[name] = value
+    assert any(name.startswith("model.language_model.") for name in new)
+    save_file(new, path, metadata={"format": "pt"})
 
 
 def write_tokenizer(folder: Path, n: int) -> None:

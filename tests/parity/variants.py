@@ -90,10 +90,11 @@ def gemma3(local: float = 10000.0, full: Config | None = None, **changed: Any) -
 
 
 def olmo3(full: Config, **changed: Any) -> Config:
+    """Both bases are 5e5: transformers reads the old spelling of any other wrongly."""
     return equal_heads(**({
         "num_hidden_layers": 5, "sliding_window": WINDOW,
         "rope_parameters": {
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
             "full_attention": full,
         },
     } | changed))  # fmt: skip
@@ -138,17 +139,23 @@ VARIANTS: dict[str, Variant] = {
     "llama_one_kv_head": Variant(
         "llama",
         sizes(
-            num_attention_heads=5, num_key_value_heads=1, head_dim=8, hidden_size=80,
+            num_attention_heads=5,
+            num_key_value_heads=1,
+            head_dim=8,
+            hidden_size=80,
             intermediate_size=44,
         ),
-    ),  # fmt: skip
+    ),
     "llama_wide_head": Variant(
         "llama",
         sizes(
-            num_attention_heads=2, num_key_value_heads=2, head_dim=80, tie_word_embeddings=True,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=80,
+            tie_word_embeddings=True,
             **rope(1e6),
         ),
-    ),  # fmt: skip
+    ),
     # mistral: the converter makes it a llama, without its window
     "mistral": Variant("mistral", sizes(sliding_window=None)),
     "mistral_window": Variant(
@@ -163,8 +170,10 @@ VARIANTS: dict[str, Variant] = {
     "qwen2_window": Variant(
         "qwen2",
         equal_heads(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
-        tokens=160, gguf=NO_WINDOWS, matters=(NO_WINDOWS, {"max_window_layers": 0}),
-    ),  # fmt: skip
+        tokens=160,
+        gguf=NO_WINDOWS,
+        matters=(NO_WINDOWS, {"max_window_layers": 0}),
+    ),
     # qwen3
     "qwen3": Variant("qwen3", sizes(**rope(1e6))),
     "qwen3_tied": Variant(
@@ -175,147 +184,206 @@ VARIANTS: dict[str, Variant] = {
     "qwen3_window": Variant(
         "qwen3",
         sizes(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
-        tokens=160, gguf=NO_WINDOWS, matters=(NO_WINDOWS, {"max_window_layers": 0}),
-    ),  # fmt: skip
+        tokens=160,
+        gguf=NO_WINDOWS,
+        matters=(NO_WINDOWS, {"max_window_layers": 0}),
+    ),
     # gemma
     "gemma": Variant("gemma", gemma()),
     "gemma_one_kv_head": Variant("gemma", gemma(num_key_value_heads=1, head_dim=80)),
     # gemma2
     "gemma2": Variant(
-        "gemma2", gemma2(), tokens=160,
+        "gemma2",
+        gemma2(),
+        tokens=160,
         matters=(
-            {"sliding_window": 512}, {"attn_logit_softcapping": None},
-            {"final_logit_softcapping": None}, layer_types("fsfs"),
+            {"sliding_window": 512},
+            {"attn_logit_softcapping": None},
+            {"final_logit_softcapping": None},
+            layer_types("fsfs"),
         ),
-    ),  # fmt: skip
+    ),
     "gemma2_scalar": Variant(
-        "gemma2", gemma2(query_pre_attn_scalar=31), tokens=160, gguf=None,
+        "gemma2",
+        gemma2(query_pre_attn_scalar=31),
+        tokens=160,
+        gguf=None,
         matters=({"query_pre_attn_scalar": 20},),
-    ),  # fmt: skip
+    ),
     # The GGUF says nothing of the scalar: 46 layers mean hidden / heads.
     "gemma2_46_layers": Variant(
         "gemma2",
         gemma2(
-            num_hidden_layers=46, hidden_size=48, intermediate_size=52, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=12, query_pre_attn_scalar=24,
-            attn_logit_softcapping=20.0, final_logit_softcapping=10.0,
+            num_hidden_layers=46,
+            hidden_size=48,
+            intermediate_size=52,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=12,
+            query_pre_attn_scalar=24,
+            attn_logit_softcapping=20.0,
+            final_logit_softcapping=10.0,
         ),
-        tokens=64, matters=({"query_pre_attn_scalar": 12},),
-    ),  # fmt: skip
+        tokens=64,
+        matters=({"query_pre_attn_scalar": 12},),
+    ),
     # gemma3
     "gemma3": Variant(
-        "gemma3_text", gemma3(), tokens=160,
+        "gemma3_text",
+        gemma3(),
+        tokens=160,
         matters=(
-            {"sliding_window": 512}, layer_types("s" * 8),
-            gemma3(full={"rope_type": "default", "rope_theta": 1e6}), gemma3(local=1e6),
+            {"sliding_window": 512},
+            layer_types("s" * 8),
+            gemma3(full={"rope_type": "default", "rope_theta": 1e6}),
+            gemma3(local=1e6),
         ),
-    ),  # fmt: skip
+    ),
     "gemma3_default_rope": Variant(
         "gemma3_text",
-        gemma3(full={"rope_type": "default", "rope_theta": 1e6}, num_hidden_layers=7), tokens=160,
-    ),  # fmt: skip
+        gemma3(full={"rope_type": "default", "rope_theta": 1e6}, num_hidden_layers=7),
+        tokens=160,
+    ),
     "gemma3_pattern": Variant(
         "gemma3_text",
-        gemma3(num_hidden_layers=4, **layer_types("sfsf"), query_pre_attn_scalar=31), tokens=160,
-        gguf=None, matters=(layer_types("ssss"), {"query_pre_attn_scalar": 20}),
-    ),  # fmt: skip
+        gemma3(num_hidden_layers=4, **layer_types("sfsf"), query_pre_attn_scalar=31),
+        tokens=160,
+        gguf=None,
+        matters=(layer_types("ssss"), {"query_pre_attn_scalar": 20}),
+    ),
     "gemma3_62_layers": Variant(
         "gemma3_text",
         gemma3(
-            num_hidden_layers=62, hidden_size=48, intermediate_size=52, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=12, query_pre_attn_scalar=24,
+            num_hidden_layers=62,
+            hidden_size=48,
+            intermediate_size=52,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=12,
+            query_pre_attn_scalar=24,
         ),
-        tokens=64, matters=({"query_pre_attn_scalar": 12},),
-    ),  # fmt: skip
+        tokens=64,
+        matters=({"query_pre_attn_scalar": 12},),
+    ),
     "gemma3_wrapper": Variant("gemma3_text", gemma3(), wrapper="gemma3", tokens=160),
     # phi3
     "phi3": Variant("phi3", equal_heads(original_max_position_embeddings=512)),
     "phi3_partial": Variant(
         "phi3",
         equal_heads(
-            original_max_position_embeddings=512, **rope(partial_rotary_factor=0.75),
+            original_max_position_embeddings=512,
+            **rope(partial_rotary_factor=0.75),
             num_key_value_heads=4,
         ),
         matters=(rope(partial_rotary_factor=1.0),),
-    ),  # fmt: skip
+    ),
     "phi3_longrope_short": Variant(
-        "phi3", equal_heads(**longrope(256, 24), num_key_value_heads=1),
+        "phi3",
+        equal_heads(**longrope(256, 24), num_key_value_heads=1),
         matters=({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},),
-    ),  # fmt: skip
+    ),
     "phi3_longrope_long": Variant(
-        "phi3", equal_heads(**longrope(64, 24)),
+        "phi3",
+        equal_heads(**longrope(64, 24)),
         matters=({"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},),
-    ),  # fmt: skip
+    ),
     "phi3_longrope_partial": Variant(
         "phi3",
         equal_heads(**longrope(64, 18, partial_rotary_factor=0.75), tie_word_embeddings=True),
     ),
     "phi3_window": Variant(
-        "phi3", equal_heads(original_max_position_embeddings=512, sliding_window=WINDOW),
-        tokens=160, matters=(NO_WINDOW,), llama_cpp_rows=WINDOW, llama_cpp_note=PHI3_WINDOW,
-    ),  # fmt: skip
+        "phi3",
+        equal_heads(original_max_position_embeddings=512, sliding_window=WINDOW),
+        tokens=160,
+        matters=(NO_WINDOW,),
+        llama_cpp_rows=WINDOW,
+        llama_cpp_note=PHI3_WINDOW,
+    ),
     # smollm3
     "smollm3": Variant(
-        "smollm3", equal_heads(num_hidden_layers=5, tie_word_embeddings=True),
+        "smollm3",
+        equal_heads(num_hidden_layers=5, tie_word_embeddings=True),
         matters=({"no_rope_layers": [1] * 5},),
-    ),  # fmt: skip
+    ),
     "smollm3_pattern": Variant(
-        "smollm3", equal_heads(num_hidden_layers=4, no_rope_layers=[0, 1, 1, 0]), gguf=None,
+        "smollm3",
+        equal_heads(num_hidden_layers=4, no_rope_layers=[0, 1, 1, 0]),
+        gguf=None,
         matters=({"no_rope_layers": [1, 1, 1, 0]},),
-    ),  # fmt: skip
+    ),
     "smollm3_window": Variant(
         "smollm3",
         equal_heads(num_hidden_layers=4, use_sliding_window=True, sliding_window=WINDOW),
-        tokens=160, gguf=NO_WINDOWS, matters=(NO_WINDOWS,),
-    ),  # fmt: skip
+        tokens=160,
+        gguf=NO_WINDOWS,
+        matters=(NO_WINDOWS,),
+    ),
     # olmo2, olmo3
     "olmo2": Variant("olmo2", equal_heads()),
     "olmo2_mha": Variant("olmo2", equal_heads(num_key_value_heads=4, **rope(5e5))),
     "olmo3": Variant(
-        "olmo3", olmo3(YARN), tokens=160,
+        "olmo3",
+        olmo3(YARN | {"rope_theta": 5e5}),
+        tokens=160,
         matters=(
-            {"sliding_window": 512}, layer_types("sssss"),
-            olmo3({"rope_type": "default", "rope_theta": 10000.0}),
+            {"sliding_window": 512},
+            layer_types("sssss"),
+            olmo3({"rope_type": "default", "rope_theta": 5e5}),
         ),
-    ),  # fmt: skip
+    ),
     "olmo3_pattern": Variant(
         "olmo3",
-        olmo3({"rope_type": "default", "rope_theta": 10000.0}, **layer_types("fsfss")), tokens=160,
+        olmo3({"rope_type": "default", "rope_theta": 5e5}, **layer_types("fsfss")),
+        tokens=160,
         matters=(layer_types("sfsfs"),),
-    ),  # fmt: skip
+    ),
     # granite
     "granite": Variant(
         "granite",
         equal_heads(
-            embedding_multiplier=3.0, residual_multiplier=0.6, attention_multiplier=0.11,
-            logits_scaling=1.6, tie_word_embeddings=True,
+            embedding_multiplier=3.0,
+            residual_multiplier=0.6,
+            attention_multiplier=0.11,
+            logits_scaling=1.6,
+            tie_word_embeddings=True,
         ),
         matters=(
-            {"embedding_multiplier": 1.0}, {"residual_multiplier": 1.0},
-            {"attention_multiplier": 0.2}, {"logits_scaling": 1.0},
+            {"embedding_multiplier": 1.0},
+            {"residual_multiplier": 1.0},
+            {"attention_multiplier": 0.2},
+            {"logits_scaling": 1.0},
         ),
-    ),  # fmt: skip
+    ),
     "granite_bias": Variant(
         "granite",
         equal_heads(
-            embedding_multiplier=12.0, residual_multiplier=0.22, attention_multiplier=0.3,
-            logits_scaling=1.5, attention_bias=True, num_key_value_heads=4, **rope(1e6),
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.3,
+            logits_scaling=1.5,
+            attention_bias=True,
+            num_key_value_heads=4,
+            **rope(1e6),
         ),
         matters=({"attention_bias": False},),
-    ),  # fmt: skip
+    ),
     # mistral3: the wrapper around mistral and ministral3
     "mistral3_mistral": Variant("mistral", sizes(sliding_window=None), wrapper="mistral3"),
     "mistral3_ministral3": Variant(
-        "ministral3", sizes(rope_parameters=MINISTRAL_YARN), wrapper="mistral3", tokens=160,
+        "ministral3",
+        sizes(rope_parameters=MINISTRAL_YARN),
+        wrapper="mistral3",
+        tokens=160,
         matters=(
             {"rope_parameters": MINISTRAL_YARN | {"rope_type": "default"}},
             {"rope_parameters": MINISTRAL_YARN | {"llama_4_scaling_beta": 0.0}},
             {"rope_parameters": MINISTRAL_YARN | {"beta_fast": 32.0, "beta_slow": 1.0}},
         ),
-    ),  # fmt: skip
+    ),
     "ministral3": Variant(
         "ministral3",
         sizes(rope_parameters=MINISTRAL_YARN | {"mscale_all_dim": 0.5}, tie_word_embeddings=True),
-        tokens=160, matters=({"rope_parameters": MINISTRAL_YARN},),
-    ),  # fmt: skip
+        tokens=160,
+        matters=({"rope_parameters": MINISTRAL_YARN},),
+    ),
 }
