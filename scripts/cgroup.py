@@ -339,7 +339,8 @@ def run(
 ) -> Result:
     """Run ``argv`` inside ``limit_bytes`` (rounded down to pages) and measure it.
 
-    ``model``: drop this file's or folder's page cache first and watch it. ``cold``: drop everything.
+    ``model``: drop the page cache of this file or folder first and watch it. ``cold``: drop
+    everything.
     ``read_bps``: throttle reads from the model's drive. A run past ``timeout_s`` is killed.
     """
     if read_bps is not None and model is None:
@@ -375,7 +376,7 @@ def run(
                 rss_peak, cache_peak = max(rss_peak, anonymous), max(cache_peak, cache)
                 kernel_peak = max(kernel_peak, kernel)
                 now = time.monotonic()
-                if watched is not None and (now >= next_cache or done):
+                if watched and (now >= next_cache or done):
                     model_peak = max(model_peak, sum(f.cached_bytes() for f in watched))
                     next_cache = now + CACHE_SAMPLE_S
                 if done:
@@ -409,8 +410,8 @@ def run(
                 processes=tree.by_process(),
             )
     finally:
-        if watched is not None:
-            watched.close()
+        for file in watched:
+            file.close()
 
 
 @contextmanager
