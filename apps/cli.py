@@ -19,6 +19,7 @@ from edge_rt.apps.bench import bench
 from edge_rt.apps.chat import chat
 from edge_rt.apps.generate import generate
 from edge_rt.apps.inspect import inspect
+from edge_rt.apps.list import list_models
 from edge_rt.apps.plan import plan
 from edge_rt.apps.ppl import ppl
 from edge_rt.apps.pull import pull
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 for command in (chat, generate, ppl, plan, bench, inspect, pull):
     app.command()(command)
+app.command("list")(list_models)
 
 
 def _end(code: int) -> None:

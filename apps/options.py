@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_rt.demo import demo_path, pull_demo
+from edge_rt.demo import pull_demo
 from edge_rt.errors import UsageError
+from edge_rt.library import find_model
 from edge_rt.process import available_bytes
 from edge_rt.sizes import format_size, parse_size
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from edge_rt.engine import Engine
 
 Model = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help="a GGUF file; the demo model if omitted")
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="a GGUF file, a Hugging Face folder, or a name that `list` shows; "
+        "the demo model if omitted",
+    ),
 ]
 Ram = Annotated[
     str | None,
@@ -62,15 +68,14 @@ def print_json(value: object) -> None:
 
 
 def model_path(model: str | None) -> str:
-    """The model to run; without one the demo model, offered on a terminal if it is not there."""
-    if model is not None:
-        if not Path(model).exists():
-            raise UsageError(f"no such file: {model}")
-        return model
+    """The path of the model to run, given by path or by name.
+
+    Without one the demo model, offered on a terminal if it is not there.
+    """
     try:
-        return str(demo_path())
+        return find_model(model)
     except UsageError:
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if model is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise
         if not typer.confirm("The demo model is not here. Fetch it (93.8 MiB)?", err=True):
             raise

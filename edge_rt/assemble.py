@@ -25,12 +25,23 @@ def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str) -
         )
         for name, width in program.buffers.items()
     }
+    for name, vector in program.vectors.items():
+        runtime.add_vector(
+            file_offset=vector.file_offset,
+            format=vector.format.ggml_id,
+            n=vector.n,
+            arena_offset=plan.vector_offsets[name],
+            offset=vector.offset,
+        )
+    for index, rope in enumerate(program.hyper.ropes):
+        frequencies = rope.for_ctx(settings.ctx)
+        runtime.add_rope_table(buffers[f"{ROPE}{index}"], frequencies, rope.magnitude)
     for index, matrix in enumerate(program.matrices):
         _add_weight(runtime, planner, plan, index, matrix)
     for segment, operations in enumerate(program.operations):
         for operation in operations:
             _add_operation(runtime, plan, buffers, segment, operation)
-    _set_attention(runtime, program, plan, buffers)
+    _set_attention(runtime, program, plan)
     runtime.set_embedding(
         file_offset=program.embedding.offset,
         format=program.embedding_format.ggml_id,
@@ -77,6 +88,9 @@ def _add_operation(
         vector_offset=plan.vector_offsets.get(operation.vector, -1),
         layer=operation.layer,
         value=operation.value,
+        width=operation.width,
+        window=operation.window,
+        cap=operation.cap,
         parts=[
             (part.matrix, buffers[part.src], buffers[part.dst], part.accumulate)
             for part in operation.parts
@@ -84,7 +98,7 @@ def _add_operation(
     )
 
 
-def _set_attention(runtime: Runtime, program: Program, plan: Plan, buffers: dict[str, int]) -> None:
+def _set_attention(runtime: Runtime, program: Program, plan: Plan) -> None:
     hyper = program.hyper
     runtime.set_attention(
         n_layers=hyper.n_layers,
@@ -93,8 +107,8 @@ def _set_attention(runtime: Runtime, program: Program, plan: Plan, buffers: dict
         head_dim=hyper.head_dim,
         n_ctx=plan.settings.ctx,
         half=plan.settings.kv_half,
-        rope_halves=program.architecture.rope_pairs == "halves",
-        rope_frequencies=program.rope_frequencies,
-        rope_table=buffers[ROPE],
+        rope_halves=hyper.rope_halves,
         kv_offset=plan.kv_offset,
+        temperature=hyper.temperature,
+        temperature_length=hyper.temperature_length,
     )

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from edge_rt import budget, generation
 from edge_rt.assemble import assemble
 from edge_rt.chat_template import ChatTemplate
-from edge_rt.demo import demo_path
 from edge_rt.errors import (
     BudgetError,
     EdgeRTError,
@@ -26,14 +25,17 @@ from edge_rt.errors import (
 )
 from edge_rt.forecast import learn
 from edge_rt.generation import Completion
+from edge_rt.library import find_model
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.source import TensorInfo, WeightSource
+from edge_rt.lowering import build_program
 from edge_rt.planner import Plan, Planner, Settings, default_threads
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
-from edge_rt.program import HEAD, LAYERS, build_program
+from edge_rt.program import HEAD, LAYERS
 from edge_rt.runtime._runtime import Arena, File, Runtime, Sampler, isa_name
 from edge_rt.sampling import Sampling
 from edge_rt.sizes import format_size, parse_size
+from edge_rt.source import open_source
 from edge_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -45,17 +47,17 @@ _DEFAULT_CTX = 4096
 
 
 def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Planner, File]:
-    """Open a model (None: the demo model), check its directory and get ready to plan."""
-    path = os.fspath(model) if model is not None else str(demo_path())
-    source = GGUFFile.open(path)
+    """Open a model (a path, a name that `find_model` knows, None: the demo model), check its
+    directory and get ready to plan."""
+    source = open_source(find_model(model))
     try:
-        file = File(path)
+        file = File(list(source.parts))
     except OSError as error:
         raise StorageError(str(error)) from error
 
     def read_floats(tensor: TensorInfo) -> bytes:
-        with open(path, "rb") as plain:
-            return os.pread(plain.fileno(), tensor.n_bytes, tensor.offset)
+        with _translated():
+            return file.read(tensor.offset, tensor.n_bytes)
 
     return source, Planner(source, build_program(source, read_floats), file.alignment), file
 

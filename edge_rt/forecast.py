@@ -57,7 +57,7 @@ def forecast(planner: Planner, plan: Plan) -> dict[str, Any]:
     rates = _rates()
     flash = _range(rates.get("flash"), _ASSUMED_FLASH)
     compute = _range(rates.get(_compute_key(plan)), _ASSUMED_COMPUTE)
-    weights = sum(m.tensor.n_bytes for m in planner.program.matrices)
+    weights = sum(m.n_bytes for m in planner.program.matrices)
     speeds = [
         1 / max(plan.streamed_bytes / (f * _GIGA), weights / (c * _GIGA))
         for f, c in zip(flash, compute, strict=True)
@@ -77,7 +77,7 @@ def forecast(planner: Planner, plan: Plan) -> dict[str, Any]:
 def learn(planner: Planner, plan: Plan, steps: int, seconds: float, stall_s: float) -> None:
     """Keep the rates of ``steps`` decoded tokens for later forecasts; a read-only home is no
     error."""
-    weights = sum(m.tensor.n_bytes for m in planner.program.matrices)
+    weights = sum(m.n_bytes for m in planner.program.matrices)
     if steps < _MIN_STEPS or seconds <= 0 or weights < _MIN_WEIGHT_BYTES:
         return
     rates, compute = _rates(), _compute_key(plan)

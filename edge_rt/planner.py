@@ -8,18 +8,22 @@ and the rest streams through a ring. All of it lies in one arena whose layout is
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from edge_rt import budget
 from edge_rt.errors import BudgetError
-from edge_rt.loaders.source import TensorInfo, WeightSource
+from edge_rt.loaders.source import WeightSource
 from edge_rt.program import LOGITS, MatrixUse, Program
 from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
 
 MIN_PASS_TOKENS = 64
 MAX_PASS_TOKENS = 256
 MIN_LOGIT_ROWS = 16
+# What the least pass may hold of activations and of logits: wide models and large vocabularies
+# begin with fewer tokens and rows, so that the floor stays near what cannot be made smaller.
+_LEAST_ACTIVATION_BYTES = 8 * MIB
+_LEAST_LOGIT_BYTES = 3 * MIB
+_FEWEST_PASS_TOKENS = 16
 N_IO_THREADS = 4
 _MIN_RING_TILES = 4
 # A ring that stays in the last-level cache: 8 MiB streamed 1.25 times as fast as 32 MiB
@@ -112,7 +116,7 @@ class Planner:
         self.program = program
         self.alignment = alignment
         self.tokenizer_peak, self.tokenizer_steady = budget.tokenizer_bytes(source)
-        total = sum(m.tensor.n_bytes for m in program.matrices)
+        total = sum(m.n_bytes for m in program.matrices)
         ideal = 1 << (total // _TILES).bit_length()
         self.tile_bytes = max(_MIN_TILE_BYTES, min(_MAX_TILE_BYTES, ideal))
         self.tiles: list[list[Tile]] = [[], []]  # by segment, in the order of use
@@ -121,6 +125,14 @@ class Planner:
             self.tiles_of.append(self._cut(index, matrix))
             self.tiles[matrix.segment].extend(self.tiles_of[-1])
         self.weight_bytes = sum(self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles())
+        rows = _LEAST_LOGIT_BYTES // (4 * program.n_vocab)
+        self.min_logit_rows = max(1, min(MIN_LOGIT_ROWS, rows))
+        self.min_pass_tokens = MIN_PASS_TOKENS
+        while (
+            self.min_pass_tokens > _FEWEST_PASS_TOKENS
+            and self._all_buffers_bytes(self.min_pass_tokens, 0) > _LEAST_ACTIVATION_BYTES
+        ):
+            self.min_pass_tokens //= 2
 
     def _cut(self, index: int, matrix: MatrixUse) -> list[Tile]:
         rows = max(8, self.tile_bytes // matrix.row_bytes // 8 * 8)
@@ -129,7 +141,7 @@ class Planner:
                 matrix=index,
                 row=row,
                 n_rows=min(rows, matrix.n_rows - row),
-                file_offset=matrix.tensor.offset + row * matrix.row_bytes,
+                file_offset=matrix.file_offset + row * matrix.row_bytes,
                 n_bytes=min(rows, matrix.n_rows - row) * matrix.row_bytes,
             )
             for row in range(0, matrix.n_rows, rows)
@@ -163,11 +175,14 @@ class Planner:
         row = self.program.embedding_format.row_bytes(self.program.embedding.shape[1])
         return align_up(row, self.alignment) + self.alignment
 
-    def _activation_bytes(self, settings: Settings, pass_tokens: int, logit_rows: int) -> int:
-        buffers = sum(
+    def _all_buffers_bytes(self, pass_tokens: int, logit_rows: int) -> int:
+        return sum(
             align_up(self._buffer_bytes(name, pass_tokens, logit_rows), 64)
             for name in self.program.buffers
         )
+
+    def _activation_bytes(self, settings: Settings, pass_tokens: int, logit_rows: int) -> int:
+        buffers = self._all_buffers_bytes(pass_tokens, logit_rows)
         scratch = self._scratch_bytes() * settings.n_threads
         candidates = align_up(self.program.n_vocab * _CANDIDATE_BYTES, 64)
         return align_up(buffers + scratch + candidates, PAGE)
@@ -177,10 +192,7 @@ class Planner:
         return align_up(per_token * settings.ctx, PAGE)
 
     def _vector_bytes(self) -> int:
-        return sum(
-            align_up(self._charge(v.offset, v.n_bytes), PAGE if self.alignment > PAGE else 512)
-            for v in self.program.vectors.values()
-        )
+        return sum(align_up(4 * v.n, 64) for v in self.program.vectors.values())
 
     def _min_ring_bytes(self) -> int:
         largest = max(self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles())
@@ -224,7 +236,7 @@ class Planner:
             settings = replace(settings, baseline=0)
         ring = self._min_ring_bytes()
         roles = self._with_page_tables(
-            self._fixed_roles(settings, MIN_PASS_TOKENS, MIN_LOGIT_ROWS, ring)
+            self._fixed_roles(settings, self.min_pass_tokens, self.min_logit_rows, ring)
         )
         building = roles["interpreter"] + self.tokenizer_peak + budget.KERNEL_BASE_BYTES
         return align_up(max(sum(roles.values()), building), MIB), roles
@@ -236,15 +248,14 @@ class Planner:
         if limit < floor:
             return Plan(settings, fits=False, floor_bytes=floor, roles=least)
         everything = set(self._all_tiles())
-        room = self._room(settings, limit, MIN_PASS_TOKENS, MIN_LOGIT_ROWS, ring=0)
+        least_sizes = self.min_pass_tokens, self.min_logit_rows
+        room = self._room(settings, limit, *least_sizes, ring=0)
         if self._resident_charge(everything) <= room:
             resident, ring = everything, 0
             spare = (room - self._resident_charge(everything)) // 2
             pass_tokens, logit_rows = self._pass_sizes(settings, spare)
         else:
-            spare = self._room(
-                settings, limit, MIN_PASS_TOKENS, MIN_LOGIT_ROWS, self._min_ring_bytes()
-            )
+            spare = self._room(settings, limit, *least_sizes, self._min_ring_bytes())
             # Passes of 64 tokens already compute longer than they read.
             pass_tokens, logit_rows = self._pass_sizes(settings, spare // 32)
             ring = min(_MAX_RING_BYTES, align_up(spare // 16, PAGE))
@@ -268,7 +279,7 @@ class Planner:
 
     def _pass_sizes(self, settings: Settings, spare: int) -> tuple[int, int]:
         """Tokens per pass and logit rows that ``spare`` bytes more than the least ones allow."""
-        pass_tokens, logit_rows = MIN_PASS_TOKENS, MIN_LOGIT_ROWS
+        pass_tokens, logit_rows = self.min_pass_tokens, self.min_logit_rows
         base = self._activation_bytes(settings, pass_tokens, logit_rows)
         while pass_tokens < min(MAX_PASS_TOKENS, settings.ctx):
             more = self._activation_bytes(settings, pass_tokens * 2, logit_rows) - base
@@ -343,7 +354,7 @@ class Planner:
         plan.ring_offset = take(plan.ring_bytes, grid)
         weights_start = align_up(at, grid)
         for name, vector in self.program.vectors.items():
-            plan.vector_offsets[name] = self._place(plan, vector, take)
+            plan.vector_offsets[name] = take(4 * vector.n, 64)
         for run in self._merged(resident):
             start, n_bytes = self._run_extent(run)
             first = take(self._charge(start, n_bytes), self.alignment) + start % self.alignment
@@ -357,13 +368,6 @@ class Planner:
         plan.streamed_bytes = sum(
             self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles() if t not in resident
         )
-
-    def _place(self, plan: Plan, vector: TensorInfo, take: Callable[[int, int], int]) -> int:
-        n_bytes = self._charge(vector.offset, vector.n_bytes)
-        lead = vector.offset % self.alignment
-        first = take(n_bytes, self.alignment) + lead
-        plan.runs.append(Run(vector.offset, vector.n_bytes, first))
-        return first
 
     def streamed(self, plan: Plan, segment: int) -> list[Tile]:
         """The tiles of ``segment`` that are not resident, in the order of use."""

@@ -1,4 +1,8 @@
 // File and pread reader against the written content, direct and buffered.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <condition_variable>
@@ -111,12 +115,15 @@ struct Batch {
   };
   std::vector<Item> items;
 
-  Batch(const File& file, uint64_t salt, int n) : items(n) {
+  Batch(const File& file, uint64_t salt, int n) : Batch(file, salt, n, 0, file.size()) {}
+
+  // Reads in [start, start + size), one part of `file`, and some that fail behind it.
+  Batch(const File& file, uint64_t salt, int n, uint64_t start, uint64_t size) : items(n) {
     Random random(salt);
     for (Item& item : items) {
       item.fails = random.chance(0.05);
-      item.length = random.between(1, random.chance(0.1) ? 300000 : 9000);
-      item.offset = item.fails ? file.size() : random.between(0, file.size() - item.length);
+      item.length = std::min<uint64_t>(size, random.between(1, random.chance(0.1) ? 300000 : 9000));
+      item.offset = item.fails ? file.size() : start + random.between(0, size - item.length);
       item.extent = file.cover(item.offset, item.length);
       item.memory = aligned_memory(item.extent.length, file.alignment());
     }
@@ -216,6 +223,100 @@ void test_urgent(const File& file) {
   }
 }
 
+// Several parts whose bytes go on counting where `File` says that the next part begins.
+struct Parts {
+  std::vector<std::unique_ptr<TempFile>> files;
+  std::vector<std::string> paths;
+  std::vector<uint64_t> starts, sizes;
+
+  // `other`: the folder of every second part.
+  Parts(const std::vector<uint64_t>& of_sizes, const char* other) : sizes(of_sizes) {
+    uint64_t start = 0;
+    for (const uint64_t size : sizes) {
+      files.push_back(std::make_unique<TempFile>(test_content(size, start),
+                                                 files.size() % 2 ? other : nullptr));
+      paths.push_back(files.back()->path());
+      starts.push_back(start);
+      start = (start + size + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
+    }
+  }
+};
+
+void test_parts(bool direct, const char* other) {
+  constexpr uint64_t kUnit = kPartAlignment;
+  // Ends inside a sector, on a part boundary, in one byte, with nothing, on a page.
+  const Parts parts({kUnit + 1234, 2 * kUnit, 1, 0, 700001, kUnit + 4096, 555}, other);
+  const File file(parts.paths, direct);
+  const uint64_t unit = file.alignment();
+  CHECK(unit >= 512 && kUnit % unit == 0 && (unit & (unit - 1)) == 0);
+  CHECK(file.size() == parts.starts.back() + parts.sizes.back());
+  for (const std::string& path : parts.paths) CHECK(File(path, direct).alignment() <= unit);
+  CHECK(direct || !file.direct());
+  Random random(3);
+  const size_t last = parts.sizes.size() - 1;
+  for (size_t i = 0; i <= last; ++i) {
+    const uint64_t start = parts.starts[i], size = parts.sizes[i];
+    for (int round = 0; size != 0 && round < 60; ++round) {
+      const size_t length = random.between(1, std::min<uint64_t>(size, round % 5 ? 9000 : size));
+      const uint64_t offset = start + random.between(0, size - length);
+      check_read(file, offset, length);
+      const AlignedExtent extent = file.cover(offset, length);
+      CHECK(extent.offset >= start && extent.lead + length <= extent.length);
+      if (i < last) CHECK(extent.offset + extent.length <= parts.starts[i + 1]);
+    }
+    if (size != 0) check_read(file, start, size);  // as a whole, with its tail
+    for (size_t length : {1, 511, 4097})
+      if (length <= size) check_read(file, start + size - length, length);
+    const Aligned<> memory = aligned_memory(1 << 16, unit);
+    const AlignedExtent beyond = file.cover(start + size - (size != 0), 1);
+    if (size != 0 &&
+        beyond.offset + beyond.length - start > size)  // else its end is the next part's start
+      CHECK_THROWS(IoError, parts.paths[i].c_str(),
+                   file.read(beyond.offset, beyond.length,
+                             static_cast<size_t>(start + size - beyond.offset) + 1, memory.get()));
+    if (i == last) continue;
+    const uint64_t next = parts.starts[i + 1];
+    if (next == start) continue;
+    CHECK_THROWS(IoError, "in the part after it", file.cover(next - 1, 2));
+    CHECK_THROWS(IoError, "in the part after it", file.cover(start, next - start + 1));
+    CHECK_THROWS(IoError, "leaves", file.read(next - unit, 2 * unit, 1, memory.get()));
+    file.cover(next - 1, 1);
+  }
+  for (int n_threads : {1, 3}) {
+    const auto reader = make_pread_reader(file, n_threads);
+    std::vector<std::unique_ptr<Batch>> batches;
+    for (size_t i = 0; i <= last; ++i)
+      if (parts.sizes[i] != 0)
+        batches.push_back(
+            std::make_unique<Batch>(file, 40 + i, 100, parts.starts[i], parts.sizes[i]));
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < batches.size(); ++i)
+      threads.emplace_back([&, i] { batches[i]->submit(*reader, 50 + i); });
+    for (std::thread& thread : threads) thread.join();
+    reader->drain();
+    for (const auto& batch : batches) batch->check_all();
+  }
+  const Aligned<> memory = aligned_memory(kUnit, unit);
+  parts.files[0]->truncate(5000);  // an inner part that becomes shorter
+  CHECK_THROWS(IoError, "shorter", file.read(0, 65536, 65536, memory.get()));
+  check_read(file, 0, 5000);
+  check_read(file, parts.starts[1] + 5000, 5000);
+}
+
+void test_part_errors(bool direct) {
+  const TempFile temp(test_content(5000));
+  const auto next_descriptor = [] {
+    const int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    close(fd);
+    return fd;
+  };
+  const int before = next_descriptor();
+  CHECK_THROWS(IoError, "at least one file", File(std::vector<std::string>(), direct));
+  CHECK_THROWS(IoError, "no_such_file", File({temp.path(), "no_such_file"}, direct));
+  CHECK_THROWS(IoError, "not a regular file", File({temp.path(), ".", temp.path()}, direct));
+  CHECK(next_descriptor() == before);  // what was open when it failed is closed
+}
+
 }  // namespace
 }  // namespace edge_rt
 
@@ -232,6 +333,11 @@ int main() {
     test::section("errors", [&] { test_errors(direct); });
     test::section("reader", [&] { test_reader(file); });
     test::section("urgent", [&] { test_urgent(file); });
+    test::section("part errors", [&] { test_part_errors(direct); });
+    test::section("parts", [&] { test_parts(direct, nullptr); });
+    // Memory file systems have other alignments than drives, or no direct reads at all.
+    if (access("/dev/shm", W_OK) == 0)
+      test::section("mixed parts", [&] { test_parts(direct, "/dev/shm"); });
   }
   return test::finish("flash_io_test");
 }

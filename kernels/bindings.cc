@@ -74,11 +74,20 @@ void silu_gate(const std::string& isa, Array<float, 1> gate, Array<const float, 
   table(isa)->silu_gate(gate.data(), up.data(), static_cast<int>(gate.size()));
 }
 
+void gelu_gate(const std::string& isa, Array<float, 1> gate, Array<const float, 1> up) {
+  require(gate.size() == up.size(), "shapes disagree");
+  table(isa)->gelu_gate(gate.data(), up.data(), static_cast<int>(gate.size()));
+}
+
+void softcap(const std::string& isa, Array<float, 1> x, float cap) {
+  table(isa)->softcap(x.data(), static_cast<int>(x.size()), cap);
+}
+
 template <typename Kv>
 void attention(const std::string& isa, Array<const float, 1> q, Array<const Kv, 2> k,
-               Array<const Kv, 2> v, float scale, Array<float, 1> out) {
+               Array<const Kv, 2> v, float scale, Array<float, 1> out, int first, float cap) {
   require(k.shape(1) == q.size() && v.shape(1) == q.size() && k.shape(0) == v.shape(0) &&
-              out.size() == q.size() && k.shape(0) > 0,
+              out.size() == q.size() && first >= 0 && static_cast<size_t>(first) < k.shape(0),
           "shapes disagree");
   const AttentionArgs args = {q.data(),
                               k.data(),
@@ -86,7 +95,9 @@ void attention(const std::string& isa, Array<const float, 1> q, Array<const Kv, 
                               out.data(),
                               static_cast<int>(q.size()),
                               static_cast<int>(k.shape(0)),
-                              scale};
+                              scale,
+                              first,
+                              cap};
   (sizeof(Kv) == 2 ? table(isa)->attention_f16 : table(isa)->attention_f32)(&args);
 }
 
@@ -101,8 +112,12 @@ NB_MODULE(_kernels, m) {
   m.def("matmul", &matmul, "isa"_a, "format"_a, "weights"_a, "x"_a, "y"_a, "accumulate"_a = false);
   m.def("rms_norm", &rms_norm, "isa"_a, "x"_a, "weight"_a, "eps"_a, "y"_a);
   m.def("silu_gate", &silu_gate, "isa"_a, "gate"_a, "up"_a);
-  m.def("attention_f16", &attention<uint16_t>, "isa"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a);
-  m.def("attention_f32", &attention<float>, "isa"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a);
+  m.def("gelu_gate", &gelu_gate, "isa"_a, "gate"_a, "up"_a);
+  m.def("softcap", &softcap, "isa"_a, "x"_a, "cap"_a);
+  m.def("attention_f16", &attention<uint16_t>, "isa"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a,
+        "first"_a = 0, "cap"_a = 0.0f);
+  m.def("attention_f32", &attention<float>, "isa"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a,
+        "first"_a = 0, "cap"_a = 0.0f);
   m.def(
       "to_half",
       [](const std::string& isa, Array<const float, 1> x, Array<uint16_t, 1> y) {

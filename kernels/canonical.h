@@ -36,4 +36,33 @@ static inline float canonical_silu_gate(float gate, float up) {
   return gate / (1.0f + canonical_exp(-gate)) * up;
 }
 
+// GELU in its tanh form, x / 2 (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3)
+// (Hendrycks & Gimpel, arXiv:1606.08415, section 2), is x / (1 + exp(-2u)): no cancellation.
+static const float kGeluCubic = 0.044715f, kGeluTwice = 1.59576912f;  // 2 sqrt(2 / pi)
+
+static inline float canonical_gelu_gate(float gate, float up) {
+  const float twice_u = gate * __builtin_fmaf(kGeluCubic, gate * gate, 1.0f) * kGeluTwice;
+  return gate / (1.0f + canonical_exp(-twice_u)) * up;
+}
+
+// tanh: its series around 0, where (1 - e) / (1 + e) with e = exp(-2|x|) would cancel.
+enum { kTanhTerms = 6 };
+static const float kTanhSeries[kTanhTerms] = {-1382.0f / 155925, 62.0f / 2835, -17.0f / 315,
+                                              2.0f / 15,         -1.0f / 3,    1.0f};
+static const float kTanhSeriesEnd = 0.25f;
+
+static inline float canonical_tanh(float x) {
+  const float size = __builtin_fabsf(x);
+  if (size < kTanhSeriesEnd) {
+    const float square = x * x;
+    float p = kTanhSeries[0];
+    for (int i = 1; i < kTanhTerms; ++i) p = __builtin_fmaf(p, square, kTanhSeries[i]);
+    return p * x;
+  }
+  const float e = canonical_exp(-2.0f * size);
+  return __builtin_copysignf((1.0f - e) / (1.0f + e), x);
+}
+
+static inline float canonical_softcap(float x, float cap) { return canonical_tanh(x / cap) * cap; }
+
 }  // namespace edge_rt

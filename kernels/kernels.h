@@ -8,8 +8,8 @@
 //                               columns; Q4_1 then adds y = fma(m_w * d_x, (float)sum_x, y).
 //   matmul, float weights       lane[j % 8] = fma(w_j, x_j, lane[j % 8]), columns ascending, then
 //                               `reduce8` = ((l0+l4)+(l2+l6)) + ((l1+l5)+(l3+l7)).
-//   attention                   positions in tiles of 32 from position 0; online softmax over
-//   tiles.
+//   attention                   positions in tiles of 32 from position 0, also where a window
+//                               begins later; online softmax over tiles.
 // No result depends on how rows or tokens are split over calls or threads.
 #pragma once
 
@@ -58,8 +58,10 @@ struct AttentionArgs {
   const void* v;   // (n_positions, head_dim)
   float* out;      // (head_dim)
   int head_dim;
-  int n_positions;  // positions 0..n_positions-1 are attended to
+  int n_positions;  // positions first..n_positions-1 are attended to
   float scale;      // usually 1 / sqrt(head_dim)
+  int first;        // where a sliding window begins, else 0
+  float cap;        // scores are soft-capped to ±cap before the softmax; 0: they are not
 };
 
 struct Kernels {
@@ -71,6 +73,10 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
   // gate = gate * sigmoid(gate) * up
   void (*silu_gate)(float* gate, const float* up, int n);
+  // gate = gelu(gate) * up, the tanh form
+  void (*gelu_gate)(float* gate, const float* up, int n);
+  // x = cap * tanh(x / cap)
+  void (*softcap)(float* x, int n, float cap);
   void (*attention_f16)(const struct AttentionArgs* args);
   void (*attention_f32)(const struct AttentionArgs* args);
   void (*to_half)(const float* x, uint16_t* y, int n);  // rounded to nearest even

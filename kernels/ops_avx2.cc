@@ -90,6 +90,42 @@ void silu_gate_avx2(float* gate, const float* up, int n) {
   for (int j = whole; j < n; ++j) gate[j] = canonical_silu_gate(gate[j], up[j]);
 }
 
+void gelu_gate_avx2(float* gate, const float* up, int n) {
+  const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1.0f);
+  const int whole = n & ~7;
+  for (int j = 0; j < whole; j += 8) {
+    const __m256 g = _mm256_loadu_ps(gate + j);
+    const __m256 inner = _mm256_fmadd_ps(_mm256_set1_ps(kGeluCubic), _mm256_mul_ps(g, g), one);
+    const __m256 twice_u = _mm256_mul_ps(_mm256_mul_ps(g, inner), _mm256_set1_ps(kGeluTwice));
+    const __m256 below = _mm256_add_ps(one, exp8(_mm256_xor_ps(twice_u, sign)));
+    _mm256_storeu_ps(gate + j, _mm256_mul_ps(_mm256_div_ps(g, below), _mm256_loadu_ps(up + j)));
+  }
+  for (int j = whole; j < n; ++j) gate[j] = canonical_gelu_gate(gate[j], up[j]);
+}
+
+__m256 tanh8(__m256 x) {  // canonical_tanh, eight at a time
+  const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1.0f);
+  const __m256 size = _mm256_andnot_ps(sign, x), square = _mm256_mul_ps(x, x);
+  __m256 p = _mm256_set1_ps(kTanhSeries[0]);
+  for (int i = 1; i < kTanhTerms; ++i)
+    p = _mm256_fmadd_ps(p, square, _mm256_set1_ps(kTanhSeries[i]));
+  const __m256 e = exp8(_mm256_mul_ps(_mm256_set1_ps(-2.0f), size));
+  const __m256 far = _mm256_div_ps(_mm256_sub_ps(one, e), _mm256_add_ps(one, e));
+  const __m256 signed_far = _mm256_or_ps(_mm256_andnot_ps(sign, far), _mm256_and_ps(sign, x));
+  const __m256 near = _mm256_cmp_ps(size, _mm256_set1_ps(kTanhSeriesEnd), _CMP_LT_OQ);
+  return _mm256_blendv_ps(signed_far, _mm256_mul_ps(p, x), near);
+}
+
+void softcap_avx2(float* x, int n, float cap) {
+  const __m256 caps = _mm256_set1_ps(cap);
+  const int whole = n & ~7;
+  for (int j = 0; j < whole; j += 8) {
+    const __m256 y = tanh8(_mm256_div_ps(_mm256_loadu_ps(x + j), caps));
+    _mm256_storeu_ps(x + j, _mm256_mul_ps(y, caps));
+  }
+  for (int j = whole; j < n; ++j) x[j] = canonical_softcap(x[j], cap);
+}
+
 __m256 load_kv8(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 __m256 load_kv8(const float* p) { return _mm256_loadu_ps(p); }
 float load_kv(const uint16_t* p) { return half_to_float(*p); }
@@ -117,16 +153,18 @@ void attention_avx2(const AttentionArgs* a) {
   const int n = a->head_dim, whole = n & ~7;
   float peak = -INFINITY, total = 0.0f;
   for (int d = 0; d < n; ++d) a->out[d] = 0.0f;
-  for (int first = 0; first < a->n_positions; first += kAttentionTile) {
+  const int start = a->first - a->first % kAttentionTile;
+  for (int first = start; first < a->n_positions; first += kAttentionTile) {
     const int left = a->n_positions - first;
     const int count = left < kAttentionTile ? left : kAttentionTile;
+    const int skipped = a->first > first ? a->first - first : 0;  // before the window
     const Kv* k = (const Kv*)a->k + (size_t)first * n;
     const Kv* v = (const Kv*)a->v + (size_t)first * n;
     float s[kAttentionTile], tile_peak = peak;
-    for (int i = 0; i < count; ++i) {
-      s[i] = dot(a->q, k + (size_t)i * n, n) * a->scale;
-      tile_peak = s[i] > tile_peak ? s[i] : tile_peak;
-    }
+    for (int i = 0; i < skipped; ++i) s[i] = -INFINITY;
+    for (int i = skipped; i < count; ++i) s[i] = dot(a->q, k + (size_t)i * n, n) * a->scale;
+    if (a->cap != 0.0f) softcap_avx2(s + skipped, count - skipped, a->cap);
+    for (int i = skipped; i < count; ++i) tile_peak = s[i] > tile_peak ? s[i] : tile_peak;
     const float keep = canonical_exp(peak - tile_peak);
     float lane[8] = {};
     const int whole_scores = count & ~7;
@@ -144,13 +182,13 @@ void attention_avx2(const AttentionArgs* a) {
     total = __builtin_fmaf(total, keep, reduce8(lane));
     for (int d = 0; d < whole; d += 8) {
       __m256 sum = _mm256_mul_ps(_mm256_loadu_ps(a->out + d), _mm256_set1_ps(keep));
-      for (int i = 0; i < count; ++i)
+      for (int i = skipped; i < count; ++i)
         sum = _mm256_fmadd_ps(_mm256_set1_ps(s[i]), load_kv8(v + (size_t)i * n + d), sum);
       _mm256_storeu_ps(a->out + d, sum);
     }
     for (int d = whole; d < n; ++d) {
       float sum = a->out[d] * keep;
-      for (int i = 0; i < count; ++i)
+      for (int i = skipped; i < count; ++i)
         sum = __builtin_fmaf(s[i], load_kv(v + (size_t)i * n + d), sum);
       a->out[d] = sum;
     }
@@ -170,11 +208,21 @@ void to_half_avx2(const float* x, uint16_t* y, int n) {
 }  // namespace
 
 const Kernels* kernel_table_avx2() {
-  static const Kernels table = {
-      "avx2",          kMatmulF32Avx2,  kMatmulF16Avx2,           kMatmulBF16Avx2,
-      kMatmulQ4_0Avx2, kMatmulQ4_1Avx2, kMatmulQ8_0Avx2,          quantize_avx2,
-      rms_norm_avx2,   silu_gate_avx2,  attention_avx2<uint16_t>, attention_avx2<float>,
-      to_half_avx2};
+  static const Kernels table = {"avx2",
+                                kMatmulF32Avx2,
+                                kMatmulF16Avx2,
+                                kMatmulBF16Avx2,
+                                kMatmulQ4_0Avx2,
+                                kMatmulQ4_1Avx2,
+                                kMatmulQ8_0Avx2,
+                                quantize_avx2,
+                                rms_norm_avx2,
+                                silu_gate_avx2,
+                                gelu_gate_avx2,
+                                softcap_avx2,
+                                attention_avx2<uint16_t>,
+                                attention_avx2<float>,
+                                to_half_avx2};
   return &table;
 }
 

@@ -43,6 +43,14 @@ void silu_gate_ref(float* gate, const float* up, int n) {
   for (int j = 0; j < n; ++j) gate[j] = canonical_silu_gate(gate[j], up[j]);
 }
 
+void gelu_gate_ref(float* gate, const float* up, int n) {
+  for (int j = 0; j < n; ++j) gate[j] = canonical_gelu_gate(gate[j], up[j]);
+}
+
+void softcap_ref(float* x, int n, float cap) {
+  for (int j = 0; j < n; ++j) x[j] = canonical_softcap(x[j], cap);
+}
+
 float widen_kv(const uint16_t* p) { return half_to_float(*p); }
 float widen_kv(const float* p) { return *p; }
 
@@ -53,15 +61,19 @@ void attention_ref(const AttentionArgs* a) {
   const size_t n = (size_t)a->head_dim;
   float peak = -INFINITY, total = 0.0f;
   for (size_t d = 0; d < n; ++d) a->out[d] = 0.0f;
-  for (int first = 0; first < a->n_positions; first += kAttentionTile) {
+  const int start = a->first - a->first % kAttentionTile;
+  for (int first = start; first < a->n_positions; first += kAttentionTile) {
     const int left = a->n_positions - first;
     const int count = left < kAttentionTile ? left : kAttentionTile;
+    const int skipped = a->first > first ? a->first - first : 0;  // before the window
     float s[kAttentionTile], tile_peak = peak;
-    for (int i = 0; i < count; ++i) {
+    for (int i = 0; i < skipped; ++i) s[i] = -INFINITY;
+    for (int i = skipped; i < count; ++i) {
       float lane[8] = {};
       for (size_t d = 0; d < n; ++d)
         lane[d % 8] = fmaf(a->q[d], widen_kv(k + (first + i) * n + d), lane[d % 8]);
       s[i] = reduce8(lane) * a->scale;
+      if (a->cap != 0.0f) s[i] = canonical_softcap(s[i], a->cap);
       tile_peak = s[i] > tile_peak ? s[i] : tile_peak;
     }
     const float keep = canonical_exp(peak - tile_peak);
@@ -73,7 +85,8 @@ void attention_ref(const AttentionArgs* a) {
     total = fmaf(total, keep, reduce8(lane));
     for (size_t d = 0; d < n; ++d) {
       float sum = a->out[d] * keep;
-      for (int i = 0; i < count; ++i) sum = fmaf(s[i], widen_kv(v + (first + i) * n + d), sum);
+      for (int i = skipped; i < count; ++i)
+        sum = fmaf(s[i], widen_kv(v + (first + i) * n + d), sum);
       a->out[d] = sum;
     }
     peak = tile_peak;
@@ -88,11 +101,21 @@ void to_half_ref(const float* x, uint16_t* y, int n) {
 }  // namespace
 
 const Kernels* kernels_ref() {
-  static const Kernels table = {
-      "ref",          kMatmulF32Ref,  kMatmulF16Ref,           kMatmulBF16Ref,
-      kMatmulQ4_0Ref, kMatmulQ4_1Ref, kMatmulQ8_0Ref,          quantize_ref,
-      rms_norm_ref,   silu_gate_ref,  attention_ref<uint16_t>, attention_ref<float>,
-      to_half_ref};
+  static const Kernels table = {"ref",
+                                kMatmulF32Ref,
+                                kMatmulF16Ref,
+                                kMatmulBF16Ref,
+                                kMatmulQ4_0Ref,
+                                kMatmulQ4_1Ref,
+                                kMatmulQ8_0Ref,
+                                quantize_ref,
+                                rms_norm_ref,
+                                silu_gate_ref,
+                                gelu_gate_ref,
+                                softcap_ref,
+                                attention_ref<uint16_t>,
+                                attention_ref<float>,
+                                to_half_ref};
   return &table;
 }
 

@@ -5,15 +5,22 @@ value) · tensor entries (string, u32 n_dims, u64 dims, u32 format, u64 offset) 
 ``general.alignment`` · data. A string is a u64 length and its bytes; an array is a u32 element
 type, a u64 length and its elements. Every length and offset is checked against the file's size,
 and no byte of the data section is read.
+
+A large model may be split: ``NAME-00002-of-00003.gguf`` is a GGUF with part of the tensors,
+``split.no`` (from 0), ``split.count`` and ``split.tensors.count`` (of all parts); all other keys
+that matter are in the first part (llama.cpp, ``tools/gguf-split``).
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import struct
 import sys
+from dataclasses import replace
 
+from edge_rt.errors import ModelError, UsageError
 from edge_rt.loaders.gguf_cursor import (
     CHUNK_BYTES,
     CODES,
@@ -25,7 +32,7 @@ from edge_rt.loaders.gguf_cursor import (
     clip,
     open_file,
 )
-from edge_rt.loaders.source import TensorInfo, WeightSource
+from edge_rt.loaders.source import PART_ALIGNMENT, TensorInfo, WeightSource
 from edge_rt.quant.blocks import FORMATS, UNSUPPORTED
 from edge_rt.sizes import MIB, align_up
 
@@ -40,6 +47,9 @@ _MAX_HELD_BYTES = 32 * MIB  # Python objects made of keys, values and tensor ent
 _HELD_PER_KEY = 160  # dict slot and value object
 _HELD_PER_TENSOR = 420  # dict slot, TensorInfo, its shape and its integers
 _MAX_ALIGNMENT = 1 * MIB
+_MAX_PARTS = 1024  # the largest models are split into about 30
+
+SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 _HEADER = struct.Struct("<4sIQQ")
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -51,7 +61,11 @@ _STRUCTS = {kind: struct.Struct("<" + CODES[name]) for kind, name in _SCALARS.it
 
 
 class GGUFFile(WeightSource):
-    """The checked header of a GGUF file; ``metadata`` keeps arrays as `LazyArray`."""
+    """The checked header of a GGUF file, or of all files of a split one.
+
+    ``metadata`` is the first file's and keeps arrays as `LazyArray`, ``version``, ``alignment`` and
+    ``data_offset`` are the first file's, too.
+    """
 
     def __init__(self, identity: Identity) -> None:
         super().__init__(identity.path, (identity.path,), identity.size)
@@ -61,29 +75,102 @@ class GGUFFile(WeightSource):
         self._identity = identity
         self._held = 0
         self._strings = 0
+        self.starts = [0]  # of the parts, as offsets count
+        self._last_size = identity.size  # of the last part
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, allow_unsupported: bool = False) -> GGUFFile:
-        """Read and check the header of ``path``; the file is closed again.
+        """Read and check the header of ``path``, and of the parts beside it if it is one of a split
+        model; the files are closed again.
 
         ``allow_unsupported`` admits tensor formats that cannot be computed with. Raises
         `UsageError` when there is no such file, `ModelError` when it is damaged, hostile or
         unsupported, `StorageError` when the drive fails.
         """
-        fd, identity = open_file(os.fspath(path))
+        file = cls._open_one(os.fspath(path))
+        count = file.get_int("split.count", 1, minimum=0, maximum=_MAX_PARTS)
+        if count > 1:
+            file = file._join(count)
+        if not allow_unsupported:
+            file.refuse_unsupported()
+        return file
+
+    @classmethod
+    def _open_one(cls, path: str) -> GGUFFile:
+        fd, identity = open_file(path)
         try:
             file = cls(identity)
-            file._read(Cursor(fd, identity.path, 0, identity.size), allow_unsupported)
+            file._read(Cursor(fd, identity.path, 0, identity.size))
         finally:
             os.close(fd)
         return file
+
+    def refuse_unsupported(self) -> None:
+        """Raise `ModelError` if a tensor has a format that cannot be computed with."""
+        for t in self.tensors.values():
+            if t.format is None:
+                known = ", ".join(f.name for f in FORMATS.values())
+                raise self.fail(
+                    f"tensor {clip(t.name)} is stored as {t.format_name}, which is not supported "
+                    f"(supported: {known})"
+                )
+
+    # -- split models ---------------------------------------------------------------------------
+
+    def _join(self, count: int) -> GGUFFile:
+        """Open all ``count`` parts, of which this is one; returns the first with all tensors."""
+        named = SPLIT_NAME.fullmatch(self.path)
+        number = self.get_int("split.no", minimum=0, maximum=count - 1)
+        if not named or int(named[3]) != count:
+            raise self.fail(
+                f"part {number + 1} of {count} of a split model: its name must end in "
+                f"-{number + 1:05}-of-{count:05}.gguf, and those of the other parts likewise"
+            )
+        first = self
+        for k in range(count):
+            path = f"{named[1]}-{k + 1:05}-of-{count:05}.gguf"
+            try:
+                part = self if path == self.path else self._open_one(path)
+            except UsageError as error:
+                raise ModelError(f"part {k + 1} of {count} is missing: {error}") from None
+            said = [part.get_int(f"split.{key}", -1) for key in ("no", "count")]
+            if said != [k, count]:
+                raise part.fail(
+                    f"its name says part {k + 1} of {count}, the file part {said[0] + 1} of "
+                    f"{said[1]}"
+                )
+            if k == 0:
+                first = part
+            else:
+                first._append(part)
+        total = first.get_int("split.tensors.count", len(first.tensors))
+        if total != len(first.tensors):
+            raise first.fail(f"its {count} parts have {len(first.tensors)} tensors, not {total}")
+        return first
+
+    def _append(self, part: GGUFFile) -> None:
+        self._hold(part._held)
+        self._strings += part._strings
+        if self._strings > _MAX_STRINGS:
+            raise self.fail(f"more than {_MAX_STRINGS} strings in arrays")
+        start = align_up(self.starts[-1] + self._last_size, PART_ALIGNMENT)
+        for t in part.tensors.values():
+            if t.name in self.tensors:
+                raise self.fail(f"tensor {clip(t.name)} is in {clip(part.path)} again")
+            self.tensors[t.name] = replace(t, offset=start + t.offset)
+        self.starts.append(start)
+        self._last_size = part.file_size
+        self.parts += part.parts
+        self.file_size += part.file_size
+
+    # -- one file -------------------------------------------------------------------------------
 
     def _hold(self, n_bytes: int) -> None:
         self._held += n_bytes
         if self._held > _MAX_HELD_BYTES:
             raise self.fail(f"keys and tensor entries need more than {_MAX_HELD_BYTES} bytes")
 
-    def _read(self, cursor: Cursor, allow_unsupported: bool) -> None:
+    def _read(self, cursor: Cursor) -> None:
         head = cursor.take(min(_HEADER.size, cursor.left), "the header")
         if head[:4] != b"GGUF":
             if head[:4] == b"FUGG":
@@ -112,7 +199,7 @@ class GGUFFile(WeightSource):
         self.alignment = self.get_int("general.alignment", 32, minimum=8, maximum=_MAX_ALIGNMENT)
         if self.alignment & (self.alignment - 1):
             raise self.fail(f"general.alignment is {self.alignment}, not a power of two")
-        entries = [self._read_tensor(cursor, allow_unsupported) for _ in range(n_tensors)]
+        entries = [self._read_tensor(cursor) for _ in range(n_tensors)]
         self.data_offset = align_up(cursor.offset, self.alignment)
         self._place(entries)
 
@@ -166,7 +253,7 @@ class GGUFFile(WeightSource):
             cursor.skip(n_bytes, what)
         return LazyArray(self._identity, clip(key), name, length, start, cursor.offset - start)
 
-    def _read_tensor(self, cursor: Cursor, allow_unsupported: bool) -> TensorInfo:
+    def _read_tensor(self, cursor: Cursor) -> TensorInfo:
         """Read one entry; its offset is still relative to the data section."""
         name = cursor.text(_MAX_NAME_BYTES, "a tensor's name")
         what = f"tensor {clip(name)}"
@@ -193,11 +280,6 @@ class GGUFFile(WeightSource):
                     f"{what} of shape {dims[::-1]} needs {n_bytes} bytes, "
                     f"the file has {self.file_size}"
                 )
-        elif not allow_unsupported:
-            known = ", ".join(f.name for f in FORMATS.values())
-            raise self.fail(
-                f"{what} is stored as {format_name}, which is not supported (supported: {known})"
-            )
         if offset % self.alignment:
             raise self.fail(f"{what} is at offset {offset}, not a multiple of {self.alignment}")
         return TensorInfo(name, dims[::-1], block, format_name, offset, n_bytes)

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edge_rt.errors import ModelError, StorageError, UsageError
+from edge_rt.flash_io._flash_io import skip_strings
 from edge_rt.sizes import KIB, MIB, PAGE
 
 CHUNK_BYTES: Final = 256 * KIB  # of one read, and of the model file's page cache at any time
 
+_MAX_LISTED: Final = 16384  # entries of a folder
 MAX_ELEMENT_BYTES: Final = 1 * MIB  # the longest known vocabulary entry has about 1 KiB
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
@@ -67,6 +69,24 @@ def open_file(path: str) -> tuple[int, Identity]:
     return fd, Identity(path, size, mtime, status.st_ino, status.st_dev)
 
 
+def list_folder(path: str) -> set[str]:
+    """The names in a folder; raises `UsageError` where it cannot be listed."""
+    names = set()
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                names.add(entry.name)
+                if len(names) > _MAX_LISTED:
+                    raise ModelError(f"{path}: more than {_MAX_LISTED} files")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"no such folder: {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, ModelError):
+            raise
+        raise UsageError(f"cannot list {clip(path, 300)}: {error}") from None
+    return names
+
+
 class Cursor:
     """Reads ``[start, end)`` of a file forwards in chunks, leaving nothing in the page cache.
 
@@ -97,7 +117,7 @@ class Cursor:
                 f"{self.path}: {what} needs {n_bytes} bytes at offset {self.offset}, "
                 f"but only {self.left} are left"
             )
-        parts, start = [self.buf[self.at :]], self.base + len(self.buf)
+        parts, start = [self.buf[self.at :]] if have else [], self.base + len(self.buf)
         while have < n_bytes:
             # Ending on a page boundary lets the kernel drop every page that was read.
             stop = min((start + CHUNK_BYTES) // PAGE * PAGE, self.end)
@@ -115,7 +135,7 @@ class Cursor:
             have += len(part)
             start += len(part)
         self.base += self.at
-        self.buf, self.at = b"".join(parts), 0
+        self.buf, self.at = parts[0] if len(parts) == 1 else b"".join(parts), 0
 
     def take(self, n_bytes: int, what: str) -> bytes:
         """Read ``n_bytes``."""
@@ -153,15 +173,10 @@ class Cursor:
 
     def skip_strings(self, count: int, what: str) -> None:
         """Walk over ``count`` strings, checking that each lies inside the file."""
-        unpack = U64.unpack_from
         while count:
             self.fill(8, what)
-            buf, at = self.buf, self.at
-            last = len(buf) - 8
-            while at <= last and count:
-                at += 8 + unpack(buf, at)[0]
-                count -= 1
-            if at - len(buf) > MAX_ELEMENT_BYTES:
+            at, count = skip_strings(self.buf, self.at, count)
+            if at - len(self.buf) > MAX_ELEMENT_BYTES:
                 raise ModelError(
                     f"{self.path}: {what} has an element that ends at {clip(self.base + at)}; "
                     f"the file has {self.end} bytes, an element at most {MAX_ELEMENT_BYTES}"

@@ -227,7 +227,7 @@ def test_floats_at_the_edges_of_their_types(tmp_path: Path, key: str) -> None:
 
 def test_rope_scaling(tmp_path: Path) -> None:
     path, kind = tmp_path / "m.gguf", "llama.rope.scaling.type"
-    refuse(tiny(**{kind: (g.STRING, "yarn")}).write(path), "yarn")
+    refuse(tiny(**{kind: (g.STRING, "dynamic")}).write(path), "dynamic")
     refuse(tiny(**{kind: (g.STRING, "linear")}).write(path), "rope.scaling.factor")
     for factor in (0.0, -1.0, float("nan"), float("inf"), 1e-30):
         keys = {kind: (g.STRING, "linear"), "llama.rope.scaling.factor": (g.F32, factor)}

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from edge_rt.errors import ModelError
 from edge_rt.loaders.source import WeightSource
-from edge_rt.models import llama
+from edge_rt.models import (
+    gemma,
+    gemma2,
+    gemma3,
+    granite,
+    llama,
+    mistral3,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    smollm3,
+)
 from edge_rt.models.description import Architecture
 
-ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (llama.ARCHITECTURE,)}
+ARCHITECTURES: dict[str, Architecture] = {
+    module.ARCHITECTURE.name: module.ARCHITECTURE
+    for module in (
+        gemma, gemma2, gemma3, granite, llama, mistral3, olmo2, phi3, qwen2, qwen3, smollm3,
+    )
+}  # fmt: skip
 
 
 def architecture_of(source: WeightSource) -> Architecture:

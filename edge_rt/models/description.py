@@ -1,54 +1,150 @@
-"""The words that architecture files are written in, and the hyperparameters read from a file.
+"""The words that architecture files are written in, and the sizes of one model.
 
-A description says which tensors a layer has and how they are joined; ``edge_rt.program`` turns it
-into the step program. Shapes follow NumPy: a matrix is (rows out, columns in).
+A description says which tensors a layer has and how they are joined; ``edge_rt.lowering`` turns it
+into the step program. Shapes follow NumPy: a matrix is (rows out, columns in). Tensor names are
+GGUF's, without ``blk.N.`` and ``.weight``; biases are used where a file has them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
-
-from edge_rt.errors import ModelError
-from edge_rt.loaders.source import WeightSource
 
 
 @dataclass(frozen=True)
 class Norm:
-    """RMS norm of the residual stream with the weight ``blk.N.<weight>.weight``."""
+    """RMS norm of the residual stream: what the next part reads instead of the stream itself."""
 
     weight: str
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Grouped-query attention; adds its output to the residual stream. Biases are used if
-    present."""
+    """Grouped-query attention; adds its output to the residual stream.
 
-    q: str
-    k: str
-    v: str
-    output: str
+    ``qkv`` is one matrix with the rows of q, k and v, for files that have it instead of the three.
+    ``q_norm`` and ``k_norm`` are RMS norms before the rotation, over each head or over all of them
+    (``norm_over``); ``post_norm`` is one of the output before it is added.
+    """
+
+    q: str = "attn_q"
+    k: str = "attn_k"
+    v: str = "attn_v"
+    qkv: str = "attn_qkv"
+    output: str = "attn_output"
+    q_norm: str | None = None
+    k_norm: str | None = None
+    norm_over: Literal["head", "row"] = "head"
+    post_norm: str | None = None
 
 
 @dataclass(frozen=True)
 class GatedMlp:
-    """down(activation(gate(x)) * up(x)), added to the residual stream."""
+    """down(activation(gate(x)) * up(x)), added to the residual stream, after ``post_norm`` if any.
 
-    gate: str
-    up: str
-    down: str
-    activation: Literal["silu"]
+    Without ``gate`` the first half of ``up``'s rows is the gate. ``gelu`` is the tanh form.
+    """
+
+    gate: str | None = "ffn_gate"
+    up: str = "ffn_up"
+    down: str = "ffn_down"
+    activation: Literal["silu", "gelu"] = "silu"
+    post_norm: str | None = None
 
 
 Part = Norm | Attention | GatedMlp
 
 
 @dataclass(frozen=True)
+class Windows:
+    """Sliding windows: every ``full_every``-th layer sees all positions (0: none does).
+
+    ``size`` is the window of files that do not say. Windowed layers turn q and k by a rope table
+    without scaling if ``unscaled_rope``, with the base ``rope_base`` if it is not 0.
+    """
+
+    full_every: int
+    size: int = 0
+    unscaled_rope: bool = False
+    rope_base: float = 0.0
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """How a Hugging Face folder spells this architecture.
+
+    ``model_types`` are the values of config.json's ``model_type``; ``names`` maps a layer's tensor
+    names, without ``model.layers.N.``, to ours; ``config`` maps config.json's keys to GGUF's for
+    what only this family has; ``defaults`` are what a config.json that leaves them out means.
+    ``norm_offset`` is added to every stored norm weight.
+    """
+
+    model_types: tuple[str, ...]
+    names: Mapping[str, str]
+    config: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    norm_offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One family of models. ``rope_pairs``: how GGUF stores q and k of this family.
+
+    ``rope_skips_every``: each n-th layer has no rotation. ``scaled_embedding``: rows are multiplied
+    by the root of their width. ``caps``: soft caps of attention scores and logits of files that do
+    not say, 0 for none. ``multipliers``: the file has scales of embeddings, residual sums,
+    attention and logits. ``hidden_scale_layers``: a model with so many layers scales its attention
+    by hidden / heads instead of the head's width.
+    """
+
+    name: str
+    layer: tuple[Part, ...]
+    rope_pairs: Literal["interleaved", "halves"]
+    hugging_face: HuggingFace
+    windows: Windows | None = None
+    rope_skips_every: int = 0
+    scaled_embedding: bool = False
+    caps: tuple[float, float] = (0.0, 0.0)
+    multipliers: bool = False
+    hidden_scale_layers: int = 0
+    embedding: str = "token_embd"
+    final_norm: str = "output_norm"
+    head: str = "output"  # the embedding matrix where it is missing
+
+
+@dataclass(frozen=True)
+class Rope:
+    """One table of rotary frequencies, in radians per position, one per rotated pair.
+
+    Contexts longer than ``original_ctx`` use ``long_frequencies`` where there are some.
+    ``magnitude`` multiplies cosines and sines.
+    """
+
+    frequencies: tuple[float, ...]
+    magnitude: float = 1.0
+    long_frequencies: tuple[float, ...] | None = None
+    original_ctx: int = 0
+
+    def for_ctx(self, ctx: int) -> tuple[float, ...]:
+        """The frequencies of an engine with ``ctx`` positions."""
+        if self.long_frequencies is not None and ctx > self.original_ctx:
+            return self.long_frequencies
+        return self.frequencies
+
+
+@dataclass(frozen=True)
+class Layer:
+    """``window``: positions a token sees, its own included, 0 for all; ``rope``: index of its
+    table, None where q and k are not turned."""
+
+    window: int
+    rope: int | None
+
+
+@dataclass(frozen=True)
 class Hyperparameters:
-    """Sizes of one model. ``rope_frequencies``: radians per position, one per rotated pair."""
+    """Sizes and numbers of one model; a scale of 1, a cap or temperature of 0 does nothing."""
 
     n_layers: int
     hidden: int
@@ -58,76 +154,15 @@ class Hyperparameters:
     head_dim: int
     n_ctx_train: int
     norm_eps: float
-    rope_dimensions: int
-    rope_base: float
-    rope_divisor: float
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """One family of models. ``rope_pairs``: how GGUF stores q and k of this family."""
-
-    name: str
-    layer: tuple[Part, ...]
-    rope_pairs: Literal["interleaved", "halves"]
-    read: Callable[[WeightSource, str], Hyperparameters]
-    embedding: str = "token_embd"
-    final_norm: str = "output_norm"
-    head: str = "output"  # the embedding matrix where it is missing
-    rope_factors: str = "rope_freqs"  # optional divisors of the rope frequencies
-
-
-def read_hyperparameters(source: WeightSource, prefix: str) -> Hyperparameters:
-    """Read the keys that nearly all decoder-only GGUFs share, each checked for range."""
-
-    def size(key: str, largest: int, default: int | None = None) -> int:
-        full = f"{prefix}.{key}"
-        value = source.get_int(full) if default is None else source.get_int(full, default)
-        if not 1 <= value <= largest:
-            raise ModelError(f"{full} is {value}: it must be between 1 and {largest}")
-        return value
-
-    hidden = size("embedding_length", 1 << 17)
-    n_heads = size("attention.head_count", 1024)
-    n_kv_heads = size("attention.head_count_kv", 1024, n_heads)
-    head_dim = size("attention.key_length", 1024, max(1, hidden // n_heads))
-    if size("attention.value_length", 1024, head_dim) != head_dim:
-        raise ModelError(f"{prefix}.attention.value_length differs from key_length: not supported")
-    if n_heads % n_kv_heads:
-        raise ModelError(f"{n_heads} attention heads cannot share {n_kv_heads} key/value heads")
-    rope_dimensions = size("rope.dimension_count", head_dim, head_dim)
-    if rope_dimensions % 2:
-        raise ModelError(f"{prefix}.rope.dimension_count is {rope_dimensions}: it must be even")
-    eps = source.get_float(f"{prefix}.attention.layer_norm_rms_epsilon")
-    base = source.get_float(f"{prefix}.rope.freq_base", 10000.0)
-    for key, number in (("attention.layer_norm_rms_epsilon", eps), ("rope.freq_base", base)):
-        if not (math.isfinite(number) and number > 0):
-            raise ModelError(f"{prefix}.{key} is {number}: it must be positive")
-    return Hyperparameters(
-        n_layers=size("block_count", 1024),
-        hidden=hidden,
-        ffn=size("feed_forward_length", 1 << 20),
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        head_dim=head_dim,
-        n_ctx_train=size("context_length", 1 << 28),
-        norm_eps=eps,
-        rope_dimensions=rope_dimensions,
-        rope_base=base,
-        rope_divisor=_rope_divisor(source, prefix),
-    )
-
-
-def _rope_divisor(source: WeightSource, prefix: str) -> float:
-    """The factor that linear rope scaling divides positions by; 1 without scaling."""
-    kind = source.get_str(f"{prefix}.rope.scaling.type", "none")
-    if kind == "none":
-        # Before scaling types, GGUFs wrote a bare linear factor.
-        factor = source.get_float(f"{prefix}.rope.scale_linear", 1.0)
-    elif kind == "linear":
-        factor = source.get_float(f"{prefix}.rope.scaling.factor")
-    else:
-        raise ModelError(f"rope scaling {kind[:80]!r} is not supported (supported: none, linear)")
-    if not (math.isfinite(factor) and factor >= 1e-3):
-        raise ModelError(f"{prefix}: a rope scaling factor of {factor} makes no sense")
-    return factor
+    ropes: tuple[Rope, ...]
+    layers: tuple[Layer, ...]
+    rope_halves: bool
+    norm_offset: float
+    embedding_scale: float
+    residual_scale: float
+    logit_scale: float
+    logit_cap: float
+    attention_scale: float
+    attention_cap: float
+    temperature: float
+    temperature_length: int

@@ -1,21 +1,16 @@
-"""Llama 2 and 3, Mistral, SmolLM2, TinyLlama: GGUF architecture ``llama``."""
+"""Llama 2 and 3, Mistral, SmolLM2, TinyLlama: GGUF architecture ``llama``.
 
-from edge_rt.models.description import (
-    Architecture,
-    Attention,
-    GatedMlp,
-    Norm,
-    read_hyperparameters,
-)
+Mistral 7B v0.1's window of 4096 holds for every layer. llama.cpp leaves it out, transformers does
+not; we follow the file.
+"""
+
+from edge_rt.models.description import Architecture, Attention, GatedMlp, HuggingFace, Norm, Windows
+from edge_rt.models.names import LLAMA
 
 ARCHITECTURE = Architecture(
     name="llama",
-    layer=(
-        Norm("attn_norm"),
-        Attention(q="attn_q", k="attn_k", v="attn_v", output="attn_output"),
-        Norm("ffn_norm"),
-        GatedMlp(gate="ffn_gate", up="ffn_up", down="ffn_down", activation="silu"),
-    ),
+    layer=(Norm("attn_norm"), Attention(), Norm("ffn_norm"), GatedMlp()),
     rope_pairs="interleaved",
-    read=read_hyperparameters,
+    windows=Windows(full_every=0),
+    hugging_face=HuggingFace(("llama", "mistral"), LLAMA),
 )

@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 class IoError(OSError): ...
 
@@ -10,7 +10,11 @@ class Arena:
     def resize(self, bytes: int, kept: int) -> None: ...
 
 class File:
+    @overload
     def __init__(self, path: str, direct: bool = True) -> None: ...
+    @overload
+    def __init__(self, paths: Sequence[str], direct: bool = True) -> None: ...
+    def read(self, offset: int, length: int) -> bytes: ...
     @property
     def direct(self) -> bool: ...
     @property
@@ -61,6 +65,9 @@ class Runtime:
         vector_offset: int = -1,
         layer: int = -1,
         value: float = 0.0,
+        width: int = 0,
+        window: int = 0,
+        cap: float = 0.0,
         parts: Sequence[tuple[int, int, int, bool]] = [],
     ) -> None: ...
     def set_attention(
@@ -72,9 +79,15 @@ class Runtime:
         n_ctx: int,
         half: bool,
         rope_halves: bool,
-        rope_frequencies: Sequence[float],
-        rope_table: int,
         kv_offset: int,
+        temperature: float = 0.0,
+        temperature_length: int = 1,
+    ) -> None: ...
+    def add_rope_table(
+        self, buffer: int, frequencies: Sequence[float], magnitude: float
+    ) -> None: ...
+    def add_vector(
+        self, file_offset: int, format: int, n: int, arena_offset: int, offset: float
     ) -> None: ...
     def set_embedding(
         self,

@@ -7,6 +7,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cerrno>
+#include <cstdlib>
+#include <memory>
+
 #include "edge_rt/runtime/runtime.h"
 #include "edge_rt/runtime/sampler.h"
 
@@ -32,6 +36,19 @@ const Kernels* kernels_or_throw(const std::string& isa) {
   return kernels;
 }
 
+// A small read on the calling thread.
+nb::bytes read_bytes(const File& file, uint64_t offset, size_t length) {
+  if (offset > file.size() || length > file.size() - offset)
+    throw IoError(EINVAL, "a read past the end");
+  const AlignedExtent extent = file.cover(offset, length);
+  const std::unique_ptr<std::byte, void (*)(void*)> memory(
+      static_cast<std::byte*>(std::aligned_alloc(file.alignment(), extent.length)),
+      [](void* p) { std::free(p); });
+  if (!memory) throw std::bad_alloc();
+  file.read(extent.offset, extent.length, extent.lead + length, memory.get());
+  return nb::bytes(reinterpret_cast<const char*>(memory.get()) + extent.lead, length);
+}
+
 using Logits = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using TileTuple = std::tuple<int, int, int64_t>;         // row, n_rows, arena offset or -1
 using BlockTuple = std::pair<uint64_t, size_t>;          // file offset, length
@@ -39,12 +56,19 @@ using RunTuple = std::tuple<uint64_t, size_t, int64_t>;  // file offset, length,
 using PartTuple = std::tuple<int, int, int, bool>;       // weight, src, dst, accumulate
 
 OpKind kind_named(const std::string& name) {
-  static const std::pair<const char*, OpKind> kinds[] = {
-      {"rms_norm", OpKind::kRmsNorm},     {"quantize", OpKind::kQuantize},
-      {"matmul", OpKind::kMatmul},        {"add_bias", OpKind::kAddBias},
-      {"rope_table", OpKind::kRopeTable}, {"rope", OpKind::kRope},
-      {"store_kv", OpKind::kStoreKv},     {"attention", OpKind::kAttention},
-      {"silu_gate", OpKind::kSiluGate}};
+  static const std::pair<const char*, OpKind> kinds[] = {{"rms_norm", OpKind::kRmsNorm},
+                                                         {"quantize", OpKind::kQuantize},
+                                                         {"matmul", OpKind::kMatmul},
+                                                         {"add_bias", OpKind::kAddBias},
+                                                         {"add", OpKind::kAdd},
+                                                         {"scale", OpKind::kScale},
+                                                         {"softcap", OpKind::kSoftcap},
+                                                         {"rope_tables", OpKind::kRopeTables},
+                                                         {"rope", OpKind::kRope},
+                                                         {"store_kv", OpKind::kStoreKv},
+                                                         {"attention", OpKind::kAttention},
+                                                         {"silu_gate", OpKind::kSiluGate},
+                                                         {"gelu_gate", OpKind::kGeluGate}};
   for (const auto& [known, kind] : kinds)
     if (name == known) return kind;
   throw nb::value_error(("unknown operation " + name).c_str());
@@ -82,27 +106,41 @@ void bind_runtime(nb::module_& m) {
       .def(
           "add_op",
           [](Runtime& r, int segment, const std::string& kind, int src, int src2, int dst,
-             int64_t vector_offset, int layer, float value, const std::vector<PartTuple>& parts) {
+             int64_t vector_offset, int layer, float value, int width, int window, float cap,
+             const std::vector<PartTuple>& parts) {
             Op op;
             op.kind = kind_named(kind);
             op.src = src, op.src2 = src2, op.dst = dst;
             op.vector_offset = vector_offset, op.layer = layer, op.value = value;
+            op.width = width, op.window = window, op.cap = cap;
             for (const auto& [weight, from, to, accumulate] : parts)
               op.parts.push_back({weight, from, to, accumulate});
             r.add_op(segment, std::move(op));
           },
           "segment"_a, "kind"_a, "src"_a = -1, "src2"_a = -1, "dst"_a = -1, "vector_offset"_a = -1,
-          "layer"_a = -1, "value"_a = 0.0f, "parts"_a = std::vector<PartTuple>())
+          "layer"_a = -1, "value"_a = 0.0f, "width"_a = 0, "window"_a = 0, "cap"_a = 0.0f,
+          "parts"_a = std::vector<PartTuple>())
       .def(
           "set_attention",
           [](Runtime& r, int n_layers, int n_heads, int n_kv_heads, int head_dim, int n_ctx,
-             bool half, bool rope_halves, const std::vector<double>& rope_frequencies,
-             int rope_table, int64_t kv_offset) {
+             bool half, bool rope_halves, int64_t kv_offset, double temperature,
+             int temperature_length) {
             r.set_attention({n_layers, n_heads, n_kv_heads, head_dim, n_ctx, half, rope_halves,
-                             rope_frequencies, rope_table, kv_offset});
+                             kv_offset, temperature, temperature_length});
           },
           "n_layers"_a, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "n_ctx"_a, "half"_a,
-          "rope_halves"_a, "rope_frequencies"_a, "rope_table"_a, "kv_offset"_a)
+          "rope_halves"_a, "kv_offset"_a, "temperature"_a = 0.0, "temperature_length"_a = 1)
+      .def(
+          "add_rope_table",
+          [](Runtime& r, int buffer, const std::vector<double>& frequencies, double magnitude) {
+            r.add_rope_table({buffer, frequencies, magnitude});
+          },
+          "buffer"_a, "frequencies"_a, "magnitude"_a)
+      .def(
+          "add_vector",
+          [](Runtime& r, uint64_t file_offset, int format, int n, int64_t arena_offset,
+             float offset) { r.add_vector({file_offset, format, n, arena_offset, offset}); },
+          "file_offset"_a, "format"_a, "n"_a, "arena_offset"_a, "offset"_a)
       .def(
           "set_embedding",
           [](Runtime& r, uint64_t file_offset, int format, int n_rows, int n_cols, int buffer,
@@ -225,6 +263,8 @@ NB_MODULE(_runtime, m) {
       .def("resize", &Arena::resize, "bytes"_a, "kept"_a);
   nb::class_<File>(m, "File")
       .def(nb::init<const std::string&, bool>(), "path"_a, "direct"_a = true)
+      .def(nb::init<const std::vector<std::string>&, bool>(), "paths"_a, "direct"_a = true)
+      .def("read", &read_bytes, "offset"_a, "length"_a)
       .def_prop_ro("direct", &File::direct)
       .def_prop_ro("alignment", &File::alignment)
       .def_prop_ro("size", &File::size);

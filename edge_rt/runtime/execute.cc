@@ -100,11 +100,14 @@ void Runtime::fail(const std::string& reason, int error) {
 void Runtime::run_by_token(const Pass& pass, const Op& op, int token, bool first_op) {
   const int source_token = first_op ? token + pass.first_row : token;
   switch (op.kind) {
-    case OpKind::kRmsNorm:
-      kernels_->rms_norm(row(op.src, source_token),
-                         reinterpret_cast<const float*>(at(op.vector_offset)),
-                         buffers_[op.src].width, op.value, row(op.dst, token));
+    case OpKind::kRmsNorm: {
+      const auto* weight = reinterpret_cast<const float*>(at(op.vector_offset));
+      const float* x = row(op.src, source_token);
+      float* y = row(op.dst, token);
+      for (int j = 0; j < buffers_[op.src].width; j += op.width)
+        kernels_->rms_norm(x + j, weight, op.width, op.value, y + j);
       break;
+    }
     case OpKind::kQuantize: {
       const Activations a = activations(op.dst);
       const size_t blocks = a.stride / kBlockColumns;
@@ -120,22 +123,29 @@ void Runtime::run_by_token(const Pass& pass, const Op& op, int token, bool first
       for (int j = 0; j < buffers_[op.dst].width; ++j) y[j] = y[j] + bias[j];
       break;
     }
+    case OpKind::kAdd: {
+      const float* x = row(op.src, token);
+      float* y = row(op.dst, token);
+      for (int j = 0; j < buffers_[op.dst].width; ++j) y[j] = y[j] + op.value * x[j];
+      break;
+    }
+    case OpKind::kScale: {
+      float* y = row(op.dst, token);
+      for (int j = 0; j < buffers_[op.dst].width; ++j) y[j] = y[j] * op.value;
+      break;
+    }
+    case OpKind::kSoftcap:
+      kernels_->softcap(row(op.dst, token), buffers_[op.dst].width, op.value);
+      break;
     case OpKind::kRope: {
       float* heads = row(op.dst, token);
       for (int j = 0; j < buffers_[op.dst].width; j += attention_.head_dim)
-        rotate(heads + j, row(attention_.rope_table, token));
+        rotate(heads + j, row(op.src, token), buffers_[op.src].width / 2);
       break;
     }
-    case OpKind::kRopeTable: {
-      const auto& frequencies = attention_.rope_frequencies;
-      float* table = row(attention_.rope_table, token);
-      for (size_t i = 0; i < frequencies.size(); ++i) {
-        const double angle = (pass.position + token) * frequencies[i];
-        table[i] = static_cast<float>(std::cos(angle));
-        table[frequencies.size() + i] = static_cast<float>(std::sin(angle));
-      }
+    case OpKind::kRopeTables:
+      run_rope_tables(pass, token);
       break;
-    }
     case OpKind::kStoreKv: {
       const int n = attention_.head_dim;
       for (int which = 0; which < 2; ++which) {
@@ -154,22 +164,42 @@ void Runtime::run_by_token(const Pass& pass, const Op& op, int token, bool first
     case OpKind::kSiluGate:
       kernels_->silu_gate(row(op.dst, token), row(op.src, token), buffers_[op.dst].width);
       break;
+    case OpKind::kGeluGate:
+      kernels_->gelu_gate(row(op.dst, token), row(op.src, token), buffers_[op.dst].width);
+      break;
     case OpKind::kMatmul:
     case OpKind::kAttention:
       break;
   }
 }
 
-void Runtime::rotate(float* head, const float* table) const {
-  const size_t n = attention_.rope_frequencies.size();
-  for (size_t i = 0; i < n; ++i) {
-    const float c = table[i], s = table[n + i];
+void Runtime::run_rope_tables(const Pass& pass, int token) {
+  for (const RopeTable& table : rope_tables_) {
+    const size_t n = table.frequencies.size();
+    float* values = row(table.buffer, token);
+    for (size_t i = 0; i < n; ++i) {
+      const double angle = (pass.position + token) * table.frequencies[i];
+      values[i] = static_cast<float>(std::cos(angle) * table.magnitude);
+      values[n + i] = static_cast<float>(std::sin(angle) * table.magnitude);
+    }
+  }
+}
+
+void Runtime::rotate(float* head, const float* table, int n_pairs) const {
+  for (int i = 0; i < n_pairs; ++i) {
+    const float c = table[i], s = table[n_pairs + i];
     float* a = attention_.rope_halves ? head + i : head + 2 * i;
-    float* b = attention_.rope_halves ? head + i + n : head + 2 * i + 1;
+    float* b = attention_.rope_halves ? head + i + n_pairs : head + 2 * i + 1;
     const float x = *a, y = *b;
     *a = std::fma(x, c, -(y * s));
     *b = std::fma(x, s, y * c);
   }
+}
+
+float Runtime::attention_scale(const Op& op, int position) const {
+  if (attention_.temperature == 0) return op.value;
+  const double periods = position / attention_.temperature_length;
+  return static_cast<float>(op.value * (1 + attention_.temperature * std::log1p(periods)));
 }
 
 void Runtime::run_attention(const Pass& pass, Step& step) {
@@ -179,13 +209,17 @@ void Runtime::run_attention(const Pass& pass, Step& step) {
   // The last tokens see the most positions: hand them out first.
   for (int unit; (unit = step.next.fetch_add(1, std::memory_order_relaxed)) < n_units;) {
     const int token = pass.n_tokens - 1 - unit / a.n_heads, head = unit % a.n_heads;
+    const int position = pass.position + token;
+    const bool windowed = step.op.window > 0 && position >= step.op.window;
     const AttentionArgs args = {row(step.op.src, token) + head * a.head_dim,
                                 kv(step.op.layer, 0, head / group, 0),
                                 kv(step.op.layer, 1, head / group, 0),
                                 row(step.op.dst, token) + head * a.head_dim,
                                 a.head_dim,
-                                pass.position + token + 1,
-                                step.op.value};
+                                position + 1,
+                                attention_scale(step.op, position),
+                                windowed ? position + 1 - step.op.window : 0,
+                                step.op.cap};
     (a.half ? kernels_->attention_f16 : kernels_->attention_f32)(&args);
   }
 }
@@ -227,48 +261,6 @@ void Runtime::run_chunks(const Pass& pass, Step& step, int thread) {
     if (left != 1) continue;
     (streamed ? block_misses_ : block_hits_).fetch_add(1, std::memory_order_relaxed);
     if (streamed) ring_->release(sequence);
-  }
-}
-
-void Runtime::embed(const int32_t* tokens, int n_tokens) {
-  const Embedding& e = embedding_;
-  struct State {
-    std::mutex mutex;
-    std::condition_variable changed;
-    int left, error = 0;
-    std::string reason;
-  } state;
-  state.left = n_tokens;
-  const size_t bytes = row_bytes(e.format, e.n_cols);
-  for (int t = 0; t < n_tokens; ++t) {
-    if (tokens[t] < 0 || tokens[t] >= e.n_rows)
-      throw std::invalid_argument("token " + std::to_string(tokens[t]) +
-                                  " is not in the vocabulary");
-  }
-  for (int t = 0; t < n_tokens; ++t) {
-    const AlignedExtent extent = file_.cover(e.file_offset + tokens[t] * bytes, bytes);
-    extra_bytes_.fetch_add(extent.length, std::memory_order_relaxed);
-    extra_requests_.fetch_add(1, std::memory_order_relaxed);
-    reader_->submit({extent.offset, extent.length, extent.lead + bytes,
-                     at(e.staging_offset) + t * e.staging_bytes,
-                     [](void* context, uint64_t, int error, const char* reason) {
-                       auto* s = static_cast<State*>(context);
-                       std::lock_guard<std::mutex> lock(s->mutex);
-                       if (error != 0 && s->error == 0) s->error = error, s->reason = reason;
-                       if (--s->left == 0) s->changed.notify_all();
-                     },
-                     &state, 0},
-                    /*urgent=*/true);
-  }
-  {
-    std::unique_lock<std::mutex> lock(state.mutex);
-    state.changed.wait(lock, [&] { return state.left == 0; });
-  }
-  if (state.error != 0) throw IoError(state.error, state.reason);
-  for (int t = 0; t < n_tokens; ++t) {
-    const AlignedExtent extent = file_.cover(e.file_offset + tokens[t] * bytes, bytes);
-    const std::byte* p = at(e.staging_offset) + t * e.staging_bytes + extent.lead;
-    dequantize_row(e.format, reinterpret_cast<const uint8_t*>(p), e.n_cols, row(e.buffer, t));
   }
 }
 

@@ -1,11 +1,9 @@
-// Building a Runtime, loading its resident weights, and its small accessors. execute.cc runs it.
+// Building a Runtime, and its small accessors. load.cc fills it, execute.cc runs it.
 #include "edge_rt/runtime/runtime.h"
 
 #include <unistd.h>
 
 #include <algorithm>
-#include <condition_variable>
-#include <exception>
 #include <stdexcept>
 
 namespace edge_rt {
@@ -14,8 +12,6 @@ namespace {
 // Weight bytes per work unit: enough units to balance the threads, each worth its bookkeeping.
 constexpr size_t kMinChunkBytes = 8 * 1024, kMaxChunkBytes = 64 * 1024;
 constexpr int kChunksPerThread = 8;
-constexpr size_t kLoadRequestBytes = 1 << 20;  // per read while loading
-constexpr int kLoadRequests = 8;               // in flight while loading
 
 }  // namespace
 
@@ -102,73 +98,6 @@ void Runtime::finish(int64_t ring_offset, size_t ring_bytes) {
       throw std::invalid_argument("the matmul scratch is too small");
   ring_ = std::make_unique<StreamRing>(*reader_, file_, at(ring_offset), ring_bytes);
   ring_->set_segments({streamed_[0], streamed_[1]});
-}
-
-bool Runtime::load(const std::vector<ResidentRun>& runs,
-                   const std::function<bool(uint64_t, uint64_t)>& progress) {
-  struct State {
-    std::mutex mutex;
-    std::condition_variable changed;
-    int in_flight = 0, error = 0;
-    uint64_t done = 0;
-    std::string reason;
-  } state;
-  uint64_t total = 0;
-  for (const ResidentRun& run : runs) total += run.length;
-  bool cancelled = false;
-  std::exception_ptr raised;  // by progress: thrown on only when no read uses `state` any more
-  const auto wait_below = [&](int limit) {
-    std::unique_lock<std::mutex> lock(state.mutex);
-    while (state.in_flight >= limit) {
-      state.changed.wait_for(lock, std::chrono::milliseconds(50));
-      const uint64_t done = state.done;
-      lock.unlock();
-      try {
-        if (!raised) cancelled = progress(done, total) || cancelled;
-      } catch (...) {
-        raised = std::current_exception();
-        cancelled = true;
-      }
-      lock.lock();
-    }
-    return state.error == 0 && !cancelled;
-  };
-  bool go_on = true;
-  for (const ResidentRun& run : runs) {
-    // Pieces of one run share its alignment phase, so each piece after the first starts on the
-    // grid.
-    const AlignedExtent extent = file_.cover(run.file_offset, run.length);
-    const size_t needed = extent.lead + run.length;
-    std::byte* base = at(run.arena_offset) - extent.lead;
-    for (size_t piece = 0; piece < extent.length && go_on; piece += kLoadRequestBytes) {
-      const size_t length = std::min(kLoadRequestBytes, extent.length - piece);
-      go_on = wait_below(kLoadRequests);
-      if (!go_on) break;
-      {
-        std::lock_guard<std::mutex> lock(state.mutex);
-        ++state.in_flight;
-      }
-      extra_bytes_.fetch_add(length, std::memory_order_relaxed);
-      extra_requests_.fetch_add(1, std::memory_order_relaxed);
-      reader_->submit({extent.offset + piece, length,
-                       std::min(length, needed > piece ? needed - piece : 0), base + piece,
-                       [](void* context, uint64_t bytes, int error, const char* reason) {
-                         auto* s = static_cast<State*>(context);
-                         std::lock_guard<std::mutex> lock(s->mutex);
-                         --s->in_flight;
-                         s->done += bytes;
-                         if (error != 0 && s->error == 0) s->error = error, s->reason = reason;
-                         s->changed.notify_all();
-                       },
-                       &state, length},
-                      /*urgent=*/false);
-    }
-    if (!go_on) break;
-  }
-  wait_below(1);
-  if (raised) std::rethrow_exception(raised);
-  if (state.error != 0) throw IoError(state.error, state.reason);
-  return !cancelled;
 }
 
 float* Runtime::row(int buffer, int token) const {

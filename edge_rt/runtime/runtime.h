@@ -39,15 +39,19 @@ struct Buffer {  // activations (max_tokens, width) float, or their int8 form
 };
 
 enum class OpKind {
-  kRmsNorm,
-  kQuantize,
-  kMatmul,
-  kAddBias,
-  kRopeTable,
-  kRope,
-  kStoreKv,
-  kAttention,
-  kSiluGate
+  kRmsNorm,     // dst = src normalized over every `width` columns, times a vector of that width
+  kQuantize,    // dst = int8 form of src
+  kMatmul,      // parts
+  kAddBias,     // dst += a vector
+  kAdd,         // dst += value * src
+  kScale,       // dst *= value
+  kSoftcap,     // dst = value * tanh(dst / value)
+  kRopeTables,  // every rope table for the pass's positions
+  kRope,        // dst turned by the rope table src
+  kStoreKv,     // K = src, V = src2 of `layer`
+  kAttention,   // dst = attention of src over `layer`; value: scale; window, cap
+  kSiluGate,    // dst = silu(dst) * src
+  kGeluGate     // dst = gelu(dst) * src
 };
 
 struct MatmulPart {  // dst (tokens, n_rows) = or += src (tokens, n_cols) · weight^T
@@ -60,17 +64,35 @@ struct Op {
   int src = -1, src2 = -1, dst = -1;  // buffers
   int64_t vector_offset = -1;         // norm weight or bias in the arena
   int layer = -1;
-  float value = 0;  // eps of a norm, scale of attention
+  float value = 0;  // eps of a norm, scale of attention, factor, cap
+  int width = 0;    // columns of one norm
+  int window = 0;   // attention: positions seen, the token's own included; 0: all
+  float cap = 0;    // attention: soft cap of the scores; 0: none
   std::vector<MatmulPart> parts;
 };
 
 struct AttentionShape {
   int n_layers, n_heads, n_kv_heads, head_dim, n_ctx;
-  bool half;                             // KV elements are half floats, else floats
-  bool rope_halves;                      // rotate (i, i + n/2) pairs instead of (2i, 2i + 1)
-  std::vector<double> rope_frequencies;  // radians per position, one per rotated pair
-  int rope_table;     // buffer: (max_tokens, 2 * pairs), cosines then sines of the pass's positions
+  bool half;          // KV elements are half floats, else floats
+  bool rope_halves;   // rotate (i, i + n/2) pairs instead of (2i, 2i + 1)
   int64_t kv_offset;  // (layer, k|v, kv_head, position, head_dim)
+  // Scores at position p are multiplied by 1 + temperature * log(1 + floor(p /
+  // temperature_length)).
+  double temperature = 0;
+  int temperature_length = 1;
+};
+
+struct RopeTable {
+  int buffer;  // (max_tokens, 2 * pairs): cosines, then sines, of the pass's positions
+  std::vector<double> frequencies;  // radians per position, one per rotated pair
+  double magnitude;                 // of cosines and sines
+};
+
+struct Vector {  // a norm weight or a bias: widened to floats in the arena
+  uint64_t file_offset;
+  int format, n;
+  int64_t arena_offset;
+  float offset;  // added to every element
 };
 
 struct Embedding {  // rows read from the file on demand
@@ -105,14 +127,17 @@ class Runtime {
   int add_buffer(const Buffer& buffer);
   int add_weight(Weight weight, const std::vector<StreamBlock>& streamed);
   void add_op(int segment, Op op);
-  void set_attention(AttentionShape shape) { attention_ = std::move(shape); }
+  void add_rope_table(RopeTable table) { rope_tables_.push_back(std::move(table)); }
+  void add_vector(const Vector& vector) { vectors_.push_back(vector); }
+  void set_attention(const AttentionShape& shape) { attention_ = shape; }
   void set_embedding(const Embedding& embedding) { embedding_ = embedding; }
   void set_scratch(int64_t offset, size_t bytes_per_thread);
   void set_hidden(int hidden, int logits) { hidden_ = hidden, logits_ = logits; }
   // Ends the description. Throws std::invalid_argument on what cannot run.
   void finish(int64_t ring_offset, size_t ring_bytes);
 
-  // Reads the resident runs. `progress(done, total)` is called from this thread; true cancels.
+  // Reads the vectors and the resident runs. `progress(done, total)` is called from this thread;
+  // true cancels.
   bool load(const std::vector<ResidentRun>& runs,
             const std::function<bool(uint64_t, uint64_t)>& progress);
 
@@ -155,7 +180,18 @@ class Runtime {
   void run_by_token(const Pass& pass, const Op& op, int token, bool first_op);
   void run_chunks(const Pass& pass, Step& step, int thread);
   void run_attention(const Pass& pass, Step& step);
-  void rotate(float* head, const float* table) const;
+  void run_rope_tables(const Pass& pass, int token);
+  void rotate(float* head, const float* table, int n_pairs) const;
+  float attention_scale(const Op& op, int position) const;
+  // Waits for reads of extents: `next(i)` gives the i-th of n.
+  struct StagedRead {
+    AlignedExtent extent;
+    size_t needed;      // bytes of the extent that must be there
+    std::byte* target;  // extent.length bytes, aligned for direct reads
+  };
+  template <typename Next>
+  void read_staged(int n, const Next& next);
+  void load_vectors();
   void embed(const int32_t* tokens, int n_tokens);
   void fail(const std::string& reason, int error);
   bool should_stop(const Pass& pass, int thread);
@@ -179,6 +215,8 @@ class Runtime {
   std::array<std::vector<StreamBlock>, 2> streamed_;
   std::array<std::vector<std::unique_ptr<Step>>, 2> steps_;
   AttentionShape attention_{};
+  std::vector<RopeTable> rope_tables_;
+  std::vector<Vector> vectors_;
   Embedding embedding_{};
   int64_t scratch_offset_ = -1;
   size_t scratch_bytes_ = 0;

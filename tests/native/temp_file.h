@@ -14,8 +14,8 @@ namespace edge_rt::test {
 
 class TempFile {
  public:
-  explicit TempFile(const std::vector<uint8_t>& content) {
-    const char* folder = std::getenv("TMPDIR");
+  explicit TempFile(const std::vector<uint8_t>& content, const char* folder = nullptr) {
+    if (folder == nullptr) folder = std::getenv("TMPDIR");
     path_ = std::string(folder && *folder ? folder : ".") + "/edge_rt_test_XXXXXX";
     fd_ = mkstemp(path_.data());
     if (fd_ < 0) throw std::runtime_error("cannot create " + path_);
@@ -56,9 +56,9 @@ inline uint8_t byte_at(uint64_t i) {
   return static_cast<uint8_t>(((i + 1) * 0x9e3779b97f4a7c15u) >> 56);
 }
 
-inline std::vector<uint8_t> test_content(size_t bytes) {
+inline std::vector<uint8_t> test_content(size_t bytes, uint64_t first = 0) {
   std::vector<uint8_t> content(bytes);
-  for (size_t i = 0; i < bytes; ++i) content[i] = byte_at(i);
+  for (size_t i = 0; i < bytes; ++i) content[i] = byte_at(first + i);
   return content;
 }
 

@@ -1,4 +1,6 @@
 // A random two-layer model in a file, the step program that runs it, and the same sums in double.
+// Layer 1 has what only some architectures have: a window, soft caps, norms of q, of what a layer
+// adds, a GELU gate, attention that grows with the position. Its logits are capped and scaled.
 #pragma once
 
 #include <cmath>
@@ -17,10 +19,22 @@ namespace edge_rt::test {
 constexpr int kLayers = 2, kHidden = 64, kHeads = 4, kKvHeads = 2, kHeadDim = 16, kFfn = 96,
               kVocab = 160, kContext = 48;
 constexpr float kEps = 1e-5f;
+constexpr int kWindow = 9, kTemperatureLength = 8;
+constexpr float kScoreCap = 3.0f, kLogitCap = 6.0f, kAdded = 0.7f, kEmbeddingScale = 1.3f;
+constexpr double kTemperature = 0.3, kMagnitude = 1.1;
+
+inline bool is_special(int layer) { return layer == 1; }
 
 struct TinyWeight {
   int n_rows, n_cols, segment;
   uint64_t offset = 0;
+};
+
+struct TinyVector {
+  std::vector<float> values;  // as they are used
+  int format;
+  uint64_t file_offset;
+  float offset;
 };
 
 struct TinyModel {
@@ -28,7 +42,7 @@ struct TinyModel {
   bool rope_halves;
   std::vector<double> frequencies;
   std::map<std::string, TinyWeight> weights;
-  std::map<std::string, std::vector<float>> vectors;  // norms and a bias
+  std::map<std::string, TinyVector> vectors;  // norms and a bias
   uint64_t embedding_offset = 0;
   std::vector<uint8_t> content;
 
@@ -49,9 +63,11 @@ struct TinyModel {
       add(random, p + "gate", kFfn, kHidden, 0);
       add(random, p + "up", kFfn, kHidden, 0);
       add(random, p + "down", kHidden, kFfn, 0);
-      for (const char* name : {"norm1", "norm2", "bias"}) add_vector(random, p + name);
+      for (const char* name : {"norm1", "norm2", "bias", "post"})
+        add_vector(random, p + name, kHidden);
+      add_vector(random, p + "q_norm", kHeadDim);
     }
-    add_vector(random, "norm");
+    add_vector(random, "norm", kHidden);
     add(random, "head", kVocab, kHidden, 1);
   }
 
@@ -73,8 +89,30 @@ struct TinyModel {
     weights[name] = {rows, cols, segment, content.size()};
     append(random, format, rows, cols, 0.2f);
   }
-  void add_vector(Random& random, const std::string& name) {
-    for (int i = 0; i < kHidden; ++i) vectors[name].push_back(1.0f + random.normal(0.2f));
+  void add_vector(Random& random, const std::string& name, int n) {
+    const int formats[] = {kF32, kF16, kBF16};
+    TinyVector& vector = vectors[name];
+    vector.format = formats[random.between(0, 2)];
+    vector.offset = random.chance(0.5) ? 1.0f : 0.0f;
+    const size_t element = row_bytes(vector.format, 1);
+    content.resize(content.size() + random.between(0, 700), 0xee);
+    vector.file_offset = content.size();
+    content.resize(content.size() + n * element);
+    for (int i = 0; i < n; ++i) {
+      const float value = 1.0f - vector.offset + random.normal(0.2f);
+      uint8_t* p = &content[vector.file_offset + i * element];
+      const uint16_t half = vector.format == kF16 ? float_to_half(value)
+                                                  : static_cast<uint16_t>(bits_of(value) >> 16);
+      if (vector.format == kF32) {
+        std::memcpy(p, &value, 4);
+      } else {
+        std::memcpy(p, &half, 2);
+      }
+      const float stored = vector.format == kF32   ? value
+                           : vector.format == kF16 ? half_to_float(half)
+                                                   : bf16_to_float(half);
+      vector.values.push_back(stored + vector.offset);
+    }
   }
   void append(Random& random, int as, int rows, int cols, float deviation) {
     const size_t at = content.size();
@@ -110,17 +148,18 @@ inline std::vector<double> tiny_logits(const TinyModel& m, const std::vector<int
     for (double value : x) squares += value * value;
     Vector y = x;
     for (size_t i = 0; i < y.size(); ++i)
-      y[i] *= m.vectors.at(name)[i] / std::sqrt(squares / x.size() + kEps);
+      y[i] *= m.vectors.at(name).values[i] / std::sqrt(squares / x.size() + kEps);
     return y;
   };
+  const auto softcap = [](double x, double cap) { return cap * std::tanh(x / cap); };
   const auto rope = [&](Vector& x, size_t position) {
     constexpr int kPairs = kHeadDim / 2;
     for (size_t head = 0; head < x.size(); head += kHeadDim) {
       for (int i = 0; i < kPairs; ++i) {
         double& a = x[head + (m.rope_halves ? i : 2 * i)];
         double& b = x[head + (m.rope_halves ? i + kPairs : 2 * i + 1)];
-        const double c = std::cos(position * m.frequencies[i]);
-        const double s = std::sin(position * m.frequencies[i]);
+        const double c = kMagnitude * std::cos(position * m.frequencies[i]);
+        const double s = kMagnitude * std::sin(position * m.frequencies[i]);
         const double turned = a * c - b * s;
         b = a * s + b * c;
         a = turned;
@@ -132,12 +171,19 @@ inline std::vector<double> tiny_logits(const TinyModel& m, const std::vector<int
   for (size_t t = 0; t < tokens.size(); ++t) {
     Vector x(kHidden);
     for (int i = 0; i < kHidden; ++i)
-      x[i] = load_f32(&m.content[m.embedding_offset + (tokens[t] * kHidden + i) * 4]);
+      x[i] = kEmbeddingScale *
+             load_f32(&m.content[m.embedding_offset + (tokens[t] * kHidden + i) * 4]);
+    const double growth = 1 + kTemperature * std::log(1 + t / kTemperatureLength);
     for (int l = 0; l < kLayers; ++l) {
       const std::string p = std::to_string(l);
       Vector normed = norm(p + "norm1", x);
       Vector q = product(p + "q", normed), k = product(p + "k", normed);
-      for (int i = 0; i < kHidden; ++i) q[i] += m.vectors.at(p + "bias")[i];
+      for (int i = 0; i < kHidden; ++i) q[i] += m.vectors.at(p + "bias").values[i];
+      for (int h = 0; is_special(l) && h < kHeads; ++h) {
+        const auto head = q.begin() + h * kHeadDim;
+        const Vector y = norm(p + "q_norm", Vector(head, head + kHeadDim));
+        std::copy(y.begin(), y.end(), head);
+      }
       rope(q, t);
       rope(k, t);
       keys[l].push_back(k);
@@ -147,24 +193,34 @@ inline std::vector<double> tiny_logits(const TinyModel& m, const std::vector<int
         const int kv = h / (kHeads / kKvHeads) * kHeadDim;
         Vector e(t + 1);
         double total = 0;
-        for (size_t s = 0; s <= t; ++s) {
+        const size_t first = is_special(l) && t >= kWindow ? t + 1 - kWindow : 0;
+        for (size_t s = first; s <= t; ++s) {
           for (int d = 0; d < kHeadDim; ++d) e[s] += q[h * kHeadDim + d] * keys[l][s][kv + d];
-          total += e[s] = std::exp(e[s] / std::sqrt(kHeadDim));
+          e[s] *= growth / std::sqrt(kHeadDim);
+          total += e[s] = std::exp(is_special(l) ? softcap(e[s], kScoreCap) : e[s]);
         }
-        for (size_t s = 0; s <= t; ++s)
+        for (size_t s = first; s <= t; ++s)
           for (int d = 0; d < kHeadDim; ++d)
             mixed[h * kHeadDim + d] += e[s] / total * values[l][s][kv + d];
       }
-      const Vector attended = product(p + "o", mixed);
+      Vector attended = product(p + "o", mixed);
+      if (is_special(l)) {
+        attended = norm(p + "post", attended);
+        for (double& value : attended) value *= kAdded;
+      }
       for (int i = 0; i < kHidden; ++i) x[i] += attended[i];
       normed = norm(p + "norm2", x);
       Vector gate = product(p + "gate", normed);
       const Vector up = product(p + "up", normed);
-      for (int i = 0; i < kFfn; ++i) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
+      for (int i = 0; i < kFfn; ++i) {
+        const double g = gate[i], u = std::sqrt(2 / std::acos(-1.0)) * (g + 0.044715 * g * g * g);
+        gate[i] = up[i] * (is_special(l) ? g / 2 * (1 + std::tanh(u)) : g / (1 + std::exp(-g)));
+      }
       const Vector fed = product(p + "down", gate);
       for (int i = 0; i < kHidden; ++i) x[i] += fed[i];
     }
-    const Vector row = product("head", norm("norm", x));
+    Vector row = product("head", norm("norm", x));
+    for (double& value : row) value = softcap(value / 2, kLogitCap);
     logits.insert(logits.end(), row.begin(), row.end());
   }
   return logits;
@@ -204,10 +260,12 @@ class TinyRuntime {
     const auto quantize = [&](int segment, int src, int dst) {
       if (quantized) runtime_.add_op(segment, op(OpKind::kQuantize, src, -1, dst));
     };
-    runtime_.set_attention({kLayers, kHeads, kKvHeads, kHeadDim, kContext, setup.half,
-                            model.rope_halves, model.frequencies, table,
-                            take(2 * kLayers * kKvHeads * kContext * kHeadDim * 4)});
-    runtime_.add_op(0, op(OpKind::kRopeTable));
+    runtime_.set_attention(
+        {kLayers, kHeads, kKvHeads, kHeadDim, kContext, setup.half, model.rope_halves,
+         take(2 * kLayers * kKvHeads * kContext * kHeadDim * 4), kTemperature, kTemperatureLength});
+    runtime_.add_rope_table({table, model.frequencies, kMagnitude});
+    runtime_.add_op(0, op(OpKind::kRopeTables));
+    runtime_.add_op(0, op(OpKind::kScale, -1, -1, x_, kEmbeddingScale));
     if (setup.n_slow > 0) {
       const int idle = buffer(kFfn);
       const int slow = weight("0gate", Residency::kAll);
@@ -223,27 +281,37 @@ class TinyRuntime {
       Op bias = op(OpKind::kAddBias, -1, -1, q);
       bias.vector_offset = vector(p + "bias");
       runtime_.add_op(0, std::move(bias));
-      runtime_.add_op(0, op(OpKind::kRope, -1, -1, q));
-      runtime_.add_op(0, op(OpKind::kRope, -1, -1, k));
+      if (is_special(l)) normalize(0, p + "q_norm", q, q);
+      runtime_.add_op(0, op(OpKind::kRope, table, -1, q));
+      runtime_.add_op(0, op(OpKind::kRope, table, -1, k));
       Op store = op(OpKind::kStoreKv, k, v);
       Op attention = op(OpKind::kAttention, q, -1, mixed);
       store.layer = attention.layer = l;
       attention.value = 1.0f / std::sqrt(static_cast<float>(kHeadDim));
+      if (is_special(l)) attention.window = kWindow, attention.cap = kScoreCap;
       runtime_.add_op(0, std::move(store));
       runtime_.add_op(0, std::move(attention));
       quantize(0, mixed, mixed8);
-      matmul(0, {{weight(p + "o"), mixed8, x_, true}});
+      if (is_special(l)) {
+        matmul(0, {{weight(p + "o"), mixed8, normed, false}});
+        normalize(0, p + "post", normed, normed);
+        runtime_.add_op(0, op(OpKind::kAdd, normed, -1, x_, kAdded));
+      } else {
+        matmul(0, {{weight(p + "o"), mixed8, x_, true}});
+      }
       normalize(0, p + "norm2", x_, normed);
       quantize(0, normed, normed8);
       matmul(0,
              {{weight(p + "gate"), normed8, gate, false}, {weight(p + "up"), normed8, up, false}});
-      runtime_.add_op(0, op(OpKind::kSiluGate, up, -1, gate));
+      runtime_.add_op(0, op(is_special(l) ? OpKind::kGeluGate : OpKind::kSiluGate, up, -1, gate));
       quantize(0, gate, gate8);
       matmul(0, {{weight(p + "down"), gate8, x_, true}});
     }
     normalize(1, "norm", x_, normed);
     quantize(1, normed, normed8);
     matmul(1, {{weight("head"), normed8, logits, false}});
+    runtime_.add_op(1, op(OpKind::kScale, -1, -1, logits, 0.5f));
+    runtime_.add_op(1, op(OpKind::kSoftcap, -1, -1, logits, kLogitCap));
     const size_t scratch = matmul_scratch_bytes(kFfn);
     runtime_.set_scratch(take(scratch * setup.n_threads), scratch);
     const AlignedExtent row = file_.cover(file_.alignment() - 1, kHidden * 4);
@@ -302,23 +370,26 @@ class TinyRuntime {
         {take(quantized ? n + n / kBlockColumns * 8 : n * 4), width, quantized});
   }
   int64_t vector(const std::string& name) {
-    const std::vector<float>& values = model_.vectors.at(name);
-    const int64_t offset = take(values.size() * sizeof(float));
-    std::memcpy(arena_.data() + offset, values.data(), values.size() * sizeof(float));
+    const TinyVector& vector = model_.vectors.at(name);
+    const int n = static_cast<int>(vector.values.size());
+    const int64_t offset = take(n * sizeof(float));
+    runtime_.add_vector({vector.file_offset, vector.format, n, offset, vector.offset});
     return offset;
   }
-  static Op op(OpKind kind, int src = -1, int src2 = -1, int dst = -1) {
+  static Op op(OpKind kind, int src = -1, int src2 = -1, int dst = -1, float value = 0) {
     Op result;
     result.kind = kind;
     result.src = src;
     result.src2 = src2;
     result.dst = dst;
+    result.value = value;
     return result;
   }
   void normalize(int segment, const std::string& name, int src, int dst) {
     Op norm = op(OpKind::kRmsNorm, src, -1, dst);
     norm.vector_offset = vector(name);
     norm.value = kEps;
+    norm.width = static_cast<int>(model_.vectors.at(name).values.size());
     runtime_.add_op(segment, std::move(norm));
   }
   void matmul(int segment, std::vector<MatmulPart> parts) {

@@ -1,0 +1,16 @@
+"""Qwen 3, dense: llama with an RMS norm over each head of q and k. GGUF architecture ``qwen3``."""
+
+from edge_rt.models.description import Architecture, Attention, GatedMlp, HuggingFace, Norm
+from edge_rt.models.names import LLAMA, QK_NORMS
+
+ARCHITECTURE = Architecture(
+    name="qwen3",
+    layer=(
+        Norm("attn_norm"),
+        Attention(q_norm="attn_q_norm", k_norm="attn_k_norm"),
+        Norm("ffn_norm"),
+        GatedMlp(),
+    ),
+    rope_pairs="halves",
+    hugging_face=HuggingFace(("qwen3",), LLAMA | QK_NORMS, defaults={"head_dim": 128}),
+)
