@@ -87,6 +87,16 @@ def test_logits_are_those_of_transformers(
     assert our_logits(path, variant).tobytes() == found.tobytes()
 
 
+@pytest.mark.parametrize("window", [1, 2, 31, 32, 33, 65, 159, 160])
+@pytest.mark.parametrize("name", ["gemma2", "olmo3", "phi3_window"])
+def test_edges_of_windows(hugging_face: ModuleType, tmp_path: Path, name: str, window: int) -> None:
+    """Windows that end inside, at and around the tiles of 32 positions that attention works in."""
+    variant = hugging_face.changed(VARIANTS[name], {"sliding_window": window})
+    path = gguf_models.write(variant, tmp_path / "model.gguf")
+    expected = hugging_face.logits(hugging_face.build(variant), token_ids(variant))
+    check(our_logits(path, variant), expected)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["llama", "qwen2_tied", "gemma3_wrapper", "phi3_partial"])
 def test_folders_of_half_precision(
