@@ -89,7 +89,7 @@ class _Builder:
                 self.add(part, layer)
         self.norm(self.architecture.final_norm, HEAD)
         head = f"{self.architecture.head}.weight"
-        head_name = head if head in self.tensors else p.embedding.name
+        head_name = head if head in self.tensors else f"{self.architecture.embedding}.weight"
         self.matmul(HEAD, H, [_Rows(head_name, LOGITS, p.n_vocab)])
         self.bias(f"{self.architecture.head}.bias", LOGITS, p.n_vocab, segment=HEAD)
         self.scale(HEAD, LOGITS, h.logit_scale)

@@ -72,19 +72,23 @@ class Windows:
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """How a Hugging Face folder spells this architecture.
+    """How Hugging Face folders spell an architecture: one ``model_type`` of config.json.
 
-    ``model_types`` are the values of config.json's ``model_type``; ``names`` maps a layer's tensor
-    names, without ``model.layers.N.``, to ours; ``config`` maps config.json's keys to GGUF's for
-    what only this family has; ``defaults`` are what a config.json that leaves them out means.
-    ``norm_offset`` is added to every stored norm weight.
+    ``names`` maps a layer's tensor names, without ``model.layers.N.``, to ours; ``defaults`` are
+    what a config.json that leaves them out means; ``config`` maps keys that only this family has to
+    GGUF's. ``norm_offset`` is added to every stored norm weight.
+
+    ``windows`` says which layers have ``sliding_window``, where config.json does not list them:
+    all; all but each ``full_every``-th; those from ``max_window_layers`` on; those without rope.
     """
 
-    model_types: tuple[str, ...]
+    model_type: str
     names: Mapping[str, str]
+    defaults: Mapping[str, object]
     config: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, object] = field(default_factory=dict)
     norm_offset: float = 0.0
+    windows: Literal["none", "all", "period", "late", "without_rope"] = "none"
+    partial_rope: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Architecture:
     name: str
     layer: tuple[Part, ...]
     rope_pairs: Literal["interleaved", "halves"]
-    hugging_face: HuggingFace
+    hugging_face: tuple[HuggingFace, ...]
     windows: Windows | None = None
     rope_skips_every: int = 0
     scaled_embedding: bool = False

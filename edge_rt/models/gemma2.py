@@ -6,7 +6,7 @@ its head's width.
 """
 
 from edge_rt.models.description import Architecture, Attention, GatedMlp, HuggingFace, Norm, Windows
-from edge_rt.models.names import GEMMA
+from edge_rt.models.names import CAPS, GEMMA, sizes
 
 ARCHITECTURE = Architecture(
     name="gemma2",
@@ -21,19 +21,29 @@ ARCHITECTURE = Architecture(
     scaled_embedding=True,
     caps=(50.0, 30.0),
     hidden_scale_layers=46,
-    hugging_face=HuggingFace(
-        ("gemma2",),
-        GEMMA,
-        defaults={
-            "head_dim": 256,
-            "tie_word_embeddings": True,
-            "query_pre_attn_scalar": 256,
-            "sliding_window": 4096,
-            "full_every": 2,
-            "attn_logit_softcapping": 50.0,
-            "final_logit_softcapping": 30.0,
-            "hidden_activation": "gelu_pytorch_tanh",
-        },
-        norm_offset=1.0,
+    hugging_face=(
+        HuggingFace(
+            "gemma2",
+            GEMMA,
+            sizes(
+                26,
+                2304,
+                9216,
+                8,
+                4,
+                8192,
+                1e-6,
+                head_dim=256,
+                tie_word_embeddings=True,
+                query_pre_attn_scalar=256,
+                sliding_window=4096,
+                full_every=2,
+                attn_logit_softcapping=50.0,
+                final_logit_softcapping=30.0,
+            ),
+            CAPS,
+            norm_offset=1.0,
+            windows="period",
+        ),
     ),
 )

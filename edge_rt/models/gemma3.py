@@ -5,7 +5,7 @@ The scale of attention is as in gemma2; the one model with its own has 62 layers
 """
 
 from edge_rt.models.description import Architecture, Attention, GatedMlp, HuggingFace, Norm, Windows
-from edge_rt.models.names import GEMMA, QK_NORMS
+from edge_rt.models.names import CAPS, GEMMA, QK_NORMS, sizes
 
 ARCHITECTURE = Architecture(
     name="gemma3",
@@ -19,26 +19,29 @@ ARCHITECTURE = Architecture(
     windows=Windows(full_every=6, unscaled_rope=True, rope_base=10000.0),
     scaled_embedding=True,
     hidden_scale_layers=62,
-    hugging_face=HuggingFace(
-        ("gemma3", "gemma3_text"),
-        GEMMA | QK_NORMS,
-        defaults={
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "hidden_size": 2304,
-            "intermediate_size": 9216,
-            "num_hidden_layers": 26,
-            "max_position_embeddings": 131072,
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": True,
-            "query_pre_attn_scalar": 256,
-            "sliding_window": 4096,
-            "full_every": 6,
-            "rope_theta": 1000000.0,
-            "rope_local_base_freq": 10000.0,
-            "hidden_activation": "gelu_pytorch_tanh",
-        },
-        norm_offset=1.0,
+    hugging_face=(
+        HuggingFace(
+            "gemma3_text",
+            GEMMA | QK_NORMS,
+            sizes(
+                26,
+                2304,
+                9216,
+                8,
+                4,
+                131072,
+                1e-6,
+                head_dim=256,
+                tie_word_embeddings=True,
+                query_pre_attn_scalar=256,
+                sliding_window=4096,
+                full_every=6,
+                rope_theta=1e6,
+                rope_local_base_freq=10000.0,
+            ),
+            CAPS,
+            norm_offset=1.0,
+            windows="period",
+        ),
     ),
 )

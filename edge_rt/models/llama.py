@@ -5,12 +5,20 @@ not; we follow the file.
 """
 
 from edge_rt.models.description import Architecture, Attention, GatedMlp, HuggingFace, Norm, Windows
-from edge_rt.models.names import LLAMA
+from edge_rt.models.names import LLAMA, sizes
 
 ARCHITECTURE = Architecture(
     name="llama",
     layer=(Norm("attn_norm"), Attention(), Norm("ffn_norm"), GatedMlp()),
     rope_pairs="interleaved",
     windows=Windows(full_every=0),
-    hugging_face=HuggingFace(("llama", "mistral"), LLAMA),
+    hugging_face=(
+        HuggingFace("llama", LLAMA, sizes(32, 4096, 11008, 32, None, 2048, 1e-6)),
+        HuggingFace(
+            "mistral",
+            LLAMA,
+            sizes(32, 4096, 14336, 32, 8, 131072, 1e-6, sliding_window=4096),
+            windows="all",
+        ),
+    ),
 )

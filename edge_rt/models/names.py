@@ -1,4 +1,4 @@
-"""Names that Hugging Face folders give the tensors of a layer, and ours."""
+"""Names that Hugging Face folders give a layer's tensors, and the sizes that they leave out."""
 
 from __future__ import annotations
 
@@ -22,3 +22,29 @@ GEMMA = (
     | ATTENTION
     | MLP
 )
+# Numbers that config.json and GGUF call alike; null is no cap.
+CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
+
+
+def sizes(
+    layers: int,
+    hidden: int,
+    ffn: int,
+    heads: int,
+    kv_heads: int | None,
+    context: int,
+    eps: float,
+    **more: object,
+) -> dict[str, object]:
+    """What transformers' config class of a family assumes where config.json is silent."""
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": context,
+        "rms_norm_eps": eps,
+        "rope_theta": 10000.0,
+        **more,
+    }

@@ -5,7 +5,9 @@ k without the scaling (YaRN) of the others.
 """
 
 from edge_rt.models.description import Architecture, Attention, GatedMlp, HuggingFace, Windows
-from edge_rt.models.names import ATTENTION, MLP, POST_NORMS, QK_NORMS
+from edge_rt.models.names import ATTENTION, MLP, POST_NORMS, QK_NORMS, sizes
+
+NAMES = ATTENTION | MLP | POST_NORMS | QK_NORMS
 
 ARCHITECTURE = Architecture(
     name="olmo2",
@@ -20,5 +22,24 @@ ARCHITECTURE = Architecture(
     ),
     rope_pairs="halves",
     windows=Windows(full_every=4, unscaled_rope=True),
-    hugging_face=HuggingFace(("olmo2", "olmo3"), ATTENTION | MLP | POST_NORMS | QK_NORMS),
+    hugging_face=(
+        HuggingFace("olmo2", NAMES, sizes(32, 4096, 11008, 32, None, 2048, 1e-5)),
+        HuggingFace(
+            "olmo3",
+            NAMES,
+            sizes(
+                32,
+                4096,
+                11008,
+                32,
+                None,
+                2048,
+                1e-5,
+                rope_theta=5e5,
+                sliding_window=4096,
+                full_every=4,
+            ),
+            windows="period",
+        ),
+    ),
 )

@@ -1,7 +1,7 @@
 """Qwen 3, dense: llama with an RMS norm over each head of q and k. GGUF architecture ``qwen3``."""
 
 from edge_rt.models.description import Architecture, Attention, GatedMlp, HuggingFace, Norm
-from edge_rt.models.names import LLAMA, QK_NORMS
+from edge_rt.models.names import LLAMA, QK_NORMS, sizes
 
 ARCHITECTURE = Architecture(
     name="qwen3",
@@ -12,5 +12,23 @@ ARCHITECTURE = Architecture(
         GatedMlp(),
     ),
     rope_pairs="halves",
-    hugging_face=HuggingFace(("qwen3",), LLAMA | QK_NORMS, defaults={"head_dim": 128}),
+    hugging_face=(
+        HuggingFace(
+            "qwen3",
+            LLAMA | QK_NORMS,
+            sizes(
+                32,
+                4096,
+                22016,
+                32,
+                32,
+                32768,
+                1e-6,
+                head_dim=128,
+                sliding_window=4096,
+                max_window_layers=28,
+            ),
+            windows="late",
+        ),
+    ),
 )

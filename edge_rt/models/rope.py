@@ -1,7 +1,8 @@
 """Rotary frequencies and every way of stretching them.
 
-Frequencies are radians per position, in double precision: base^(-2i/n) (RoFormer, arXiv:2104.09864,
-section 3.2.2), divided by a file's factors, then scaled. The magnitude multiplies cosines and sines.
+Frequencies are radians per position, in double precision: base^(-2i/n) (RoFormer,
+arXiv:2104.09864, section 3.2.2), divided by a file's factors, then scaled. The magnitude multiplies
+cosines and sines.
 """
 
 from __future__ import annotations
@@ -117,9 +118,7 @@ class RopeReader:
         factor = self.factor()
         low, high = (self.positive(f"rope.scaling.{end}_freq_factor") for end in ("low", "high"))
         if high <= low:
-            raise ModelError(
-                f"{self.prefix}: llama3 scaling needs high_freq_factor > low_freq_factor"
-            )
+            raise ModelError(f"{self.prefix}: llama3 scaling from {low} to {high} makes no sense")
         divisors = []
         for frequency in plain:
             turns = self.original_ctx * frequency / (2 * math.pi)
@@ -149,9 +148,8 @@ class RopeReader:
 
     def positive(self, key: str, default: float | None = None) -> float:
         full = f"{self.prefix}.{key}"
-        value = (
-            self.source.get_float(full) if default is None else self.source.get_float(full, default)
-        )
+        get = self.source.get_float
+        value = get(full) if default is None else get(full, default)
         if not value > 0:
             raise ModelError(f"{full} is {value}: it must be positive")
         return value
