@@ -1,16 +1,22 @@
 """The budget law, measured from outside: one run per budget in a memory cgroup of exactly that
 size.
 
-    python scripts/budget_law.py MODEL.gguf --tokens IDS.npy --ram floor,96MiB,50% [--ctx 512]
+    python scripts/budget_law.py MODEL ... [--tokens IDS.npy] --ram floor,96MiB,50% [--ctx 512]
         [--decode 256] [--peer-python BENCH_VENV/bin/python] [--json]
+
+A MODEL is a GGUF or a folder; without ``--tokens`` its tokens are made up, as many as ``--ctx``.
+One of each architecture, a few tens of MiB large:
+
+    for arch in llama qwen2 qwen3 gemma gemma2 gemma3_text phi3 smollm3 olmo2 olmo3 granite; do
+        python scripts/make_model.py --arch $arch --layers 8 --hidden 512 --ffn 1536 --heads 8 \\
+            --kv-heads 2 --head-dim 64 --vocab 16384 --window 96 --format Q8_0 $arch.gguf; done
 
 Every run is cold (page cache of the model dropped), without swap, and prints the digest of the
 logits of all teacher-forced tokens, computed in passes as large as the budget allows, and of the
 first ``--decode`` of them one token at a time. The first budget is run again with one thread and
 with the scalar kernels; the last one once more in a larger cgroup, to see the page cache of the
 model file. ``P %`` is the floor plus P % of the weights. With ``--peer-python`` llama.cpp (mmap, no
-repacking) is tried at the same
-limits. Needs root for the cgroups.
+repacking) is tried at the same limits. Needs root for the cgroups.
 """
 
 from __future__ import annotations
@@ -34,13 +40,14 @@ def child(args: argparse.Namespace) -> None:
     from edge_rt import BudgetError, Engine
     from edge_rt.apps.bench import read_ids
 
-    ids = read_ids(args.tokens)
     try:
         engine = Engine(args.model, args.ram, ctx=args.ctx, threads=args.threads)
     except BudgetError as error:
         print(error, file=sys.stderr)
         sys.exit(3)
     with engine:
+        made_up = ((i * 7919) % (engine.n_vocab - 300) + 300 for i in range(args.ctx))
+        ids = read_ids(args.tokens) if args.tokens else list(made_up)
         whole, prefix = hashlib.sha256(), ""
         for index, row in engine.score_rows(ids, 0):
             whole.update(engine.logits_bytes(row))
@@ -73,9 +80,10 @@ def measure(args: argparse.Namespace, ram: int, **change: Any) -> dict[str, Any]
     threads = change.get("threads", args.threads)
     command = [
         sys.executable, str(HERE / "budget_law.py"), args.model, "--child",
-        "--tokens", str(args.tokens), "--ram", str(ram), "--ctx", str(args.ctx),
+        "--ram", str(ram), "--ctx", str(args.ctx),
         "--decode", str(args.decode), "--threads", str(threads),
     ]  # fmt: skip
+    command += ["--tokens", str(args.tokens)] if args.tokens else []
     os.environ["EDGE_RT_ISA"] = change.get("isa", "auto")
     try:
         done = cgroup.run(
@@ -142,26 +150,12 @@ def budgets(args: argparse.Namespace) -> tuple[int, list[int]]:
     return floor, parse(args.ram, floor, planner.weight_bytes)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("--tokens", type=Path, required=True)
-    parser.add_argument("--ram", default="floor,25%,50%,75%")
-    parser.add_argument("--ctx", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--decode", type=int, default=256, help="tokens decoded one by one")
-    parser.add_argument("--variants", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--peer-python", help="an interpreter that has llama-cpp-python")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.child:
-        child(args)
-        return 0
+def law(args: argparse.Namespace) -> dict[str, Any]:
+    """All runs of one model; ``lawful`` says whether they keep the law."""
     floor, sizes = budgets(args)
-    print(f"command: {' '.join(sys.argv)}")
     print(
-        f"floor {floor / MIB:.0f} MiB\n   budget    cgroup thr   isa outcome     held   cgroup"
+        f"{args.model}: floor {floor / MIB:.0f} MiB\n"
+        "   budget    cgroup thr   isa outcome     held   cgroup"
         "  cache pass   tok/s  GB/s steps sha256"
     )
     rows = []
@@ -195,10 +189,35 @@ def main() -> int:
         and len({r["sha256"] for r in rows}) == 1
         and refused["rc"] == 3
     )
-    print("the law holds" if lawful else "THE LAW IS BROKEN")
+    print("the law holds" if lawful else "THE LAW IS BROKEN", flush=True)
+    return {
+        "model": args.model, "rows": rows, "refused": refused, "peers": peers, "lawful": lawful,
+    }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("--tokens", type=Path)
+    parser.add_argument("--ram", default="floor,25%,50%,75%")
+    parser.add_argument("--ctx", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--decode", type=int, default=256, help="tokens decoded one by one")
+    parser.add_argument("--variants", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--peer-python", help="an interpreter that has llama-cpp-python")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer_python and not args.tokens:
+        parser.error("--peer-python needs --tokens")
+    if args.child:
+        child(argparse.Namespace(**vars(args), model=args.models[0]))
+        return 0
+    print(f"command: {' '.join(sys.argv)}")
+    results = [law(argparse.Namespace(**vars(args), model=model)) for model in args.models]
     if args.json:
-        print(json.dumps({"rows": rows, "refused": refused, "peers": peers, "lawful": lawful}))
-    return 0 if lawful else 1
+        print(json.dumps(results))
+    return 0 if all(result["lawful"] for result in results) else 1
 
 
 if __name__ == "__main__":

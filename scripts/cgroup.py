@@ -260,6 +260,11 @@ class FileCache:
         self._libc.munmap(self._address, self.size)
 
 
+def weight_files(model: Path) -> list[Path]:
+    """The files that hold the weights: the GGUF itself, or the folder's safetensors."""
+    return sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
+
+
 def drop_file_cache(path: Path) -> None:
     """Write ``path`` back and drop its pages from the page cache."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -334,16 +339,18 @@ def run(
 ) -> Result:
     """Run ``argv`` inside ``limit_bytes`` (rounded down to pages) and measure it.
 
-    ``model``: drop this file's page cache first and watch it. ``cold``: drop everything.
+    ``model``: drop the page cache of this file or folder first and watch it. ``cold``: drop
+    everything.
     ``read_bps``: throttle reads from the model's drive. A run past ``timeout_s`` is killed.
     """
     if read_bps is not None and model is None:
         raise ValueError("read_bps needs model: it is the model's drive that is throttled")
     if model is not None:
-        drop_file_cache(model)
+        for path in weight_files(model):
+            drop_file_cache(path)
     if cold:
         drop_all_caches()
-    watched = FileCache(model) if model is not None else None
+    watched = [FileCache(path) for path in weight_files(model)] if model is not None else []
     tree, rss_peak, cache_peak, kernel_peak, model_peak = PeakTree(), 0, 0, 0, 0
     timed_out = False
     try:
@@ -369,8 +376,8 @@ def run(
                 rss_peak, cache_peak = max(rss_peak, anonymous), max(cache_peak, cache)
                 kernel_peak = max(kernel_peak, kernel)
                 now = time.monotonic()
-                if watched is not None and (now >= next_cache or done):
-                    model_peak = max(model_peak, watched.cached_bytes())
+                if watched and (now >= next_cache or done):
+                    model_peak = max(model_peak, sum(f.cached_bytes() for f in watched))
                     next_cache = now + CACHE_SAMPLE_S
                 if done:
                     break
@@ -399,12 +406,12 @@ def run(
                 cache_peak_bytes=cache_peak,
                 oom_killed=g.oom_kills() > 0,
                 model_cache_peak_bytes=model_peak if watched else None,
-                model_cache_end_bytes=watched.cached_bytes() if watched else None,
+                model_cache_end_bytes=sum(f.cached_bytes() for f in watched) if watched else None,
                 processes=tree.by_process(),
             )
     finally:
-        if watched is not None:
-            watched.close()
+        for file in watched:
+            file.close()
 
 
 @contextmanager

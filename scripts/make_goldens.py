@@ -1,9 +1,12 @@
-"""Regenerate tests/goldens/smollm2_llama_cpp.npz: what llama.cpp says about the demo model.
+"""Regenerate what llama.cpp says about the demo model and about tiny models of each architecture.
 
-    EDGE_RT_SHARED=../shared python scripts/make_goldens.py MODEL [--full-logits OUT.npy]
+    EDGE_RT_SHARED=../shared python scripts/make_goldens.py demo MODEL [--full-logits OUT.npy]
+    python -m tests.parity DIR               # where torch and transformers are installed
+    python scripts/make_goldens.py architectures DIR
 
-Runs where llama-cpp-python is installed. Contents, for the first 8 windows of 512 tokens of the
-WikiText-2 test text (S = 255 scored positions 256..510, each predicting the next token):
+Runs where llama-cpp-python is installed. tests/goldens/smollm2_llama_cpp.npz holds, for the first 8
+windows of 512 tokens of the WikiText-2 test text (S = 255 scored positions 256..510, each
+predicting the next token):
 
     ids         (8, 512) uint16   tokens, by llama.cpp's own tokenizer
     nll         (8, 255) float32  -log p(next token)
@@ -15,6 +18,11 @@ WikiText-2 test text (S = 255 scored positions 256..510, each predicting the nex
     prompt_ids  (3, P)   int32    greedy prompts, padded with -1; texts in ``settings``
     greedy_ids  (3, 48)  uint16   their greedy continuations
     settings    JSON text         how llama.cpp was set up, and on which instruction sets
+
+tests/goldens/architectures_llama_cpp.npz holds, for each variant of tests/parity/variants.py that
+can be a GGUF, ``<variant>`` (rows, vocabulary / 2) float32, the logits of even tokens, and in
+``settings`` per variant ``rows``, the ``sha256`` of the GGUF and ``noise``, the largest difference
+between llama.cpp and transformers over all rows.
 """
 
 from __future__ import annotations
@@ -32,6 +40,7 @@ from peer_llama import Ids, Peer, log_softmax, scored_positions, windows
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "tests/goldens/smollm2_llama_cpp.npz"
+OUT_ARCHITECTURES = ROOT / "tests/goldens/architectures_llama_cpp.npz"
 N_WINDOWS, N_CTX, N_DETAIL, N_TOP, N_GREEDY = 8, 512, 256, 32, 48
 MAX_BYTES = 400 << 10
 PROMPTS = (
@@ -107,14 +116,8 @@ def dump_logits(peer: Peer, ids: Ids, path: Path, dtype: str) -> None:
     out.flush()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model", type=Path, help="SmolLM2-135M-Instruct.Q4_1.gguf")
-    parser.add_argument("-o", "--out", type=Path, default=OUT)
-    parser.add_argument("--full-logits", type=Path, metavar="OUT.npy", help="only dump all logits")
-    parser.add_argument("--ids", type=Path, metavar="OUT.npy", help="also write the window ids")
-    parser.add_argument("--dtype", choices=["float16", "float32"], default="float32")
-    args = parser.parse_args()
+def demo(args: argparse.Namespace) -> int:
+    """The demo model, SmolLM2-135M-Instruct.Q4_1.gguf."""
     with Peer(args.model, n_ctx=N_CTX) as peer:
         ids = peer.tokenize(wiki_text())
         kept = np.stack(list(windows(peer, ids, N_CTX, N_WINDOWS)))
@@ -131,14 +134,63 @@ def main() -> int:
             "text": "WikiText-2 raw test",
             "prompts": PROMPTS,
         }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.out, settings=json.dumps(settings), **arrays)
-    size = args.out.stat().st_size
-    print(f"{args.out.name}: {size:,} bytes, perplexities {np.round(arrays['ppl'], 4).tolist()}")
+    print(f"perplexities {np.round(arrays['ppl'], 4).tolist()}")
+    return save(args.out or OUT, settings, arrays)
+
+
+def architectures(args: argparse.Namespace) -> int:
+    """Every model of DIR, as ``python -m tests.parity DIR`` writes them."""
+    arrays, about = {}, {}
+    for folder in sorted(p.parent for p in args.folder.glob("*/model.gguf")):
+        ids, expected = np.load(folder / "ids.npy"), np.load(folder / "gguf_logits.npy")
+        facts = json.loads((folder / "about.json").read_text())
+        n = facts["llama_cpp_rows"] or len(ids)
+        with Peer(folder / "model.gguf", n_ctx=256, kv="f32", repack=False) as peer:
+            ((_, logits),) = peer.window(ids, range(len(ids)))
+            error = np.abs(logits - expected)
+            rows = sorted({1, min(n, 24) - 1, min(n, 34) - 1, n // 2, n - 1})
+            arrays[folder.name] = logits[rows, ::2]
+            settings = {**peer.settings, "model": "tests/parity/variants.py"}
+        about[folder.name] = {
+            "rows": rows,
+            "sha256": sha256(folder / "model.gguf"),
+            "noise": float(error[:n].max()),
+            "note": facts["llama_cpp_note"],
+        }
+        rest = f", then {error[n:].max():.1e}: {facts['llama_cpp_note']}" if n < len(ids) else ""
+        print(f"{folder.name:24} {error[:n].max():.1e} in {n} rows{rest}")
+    system = llama_cpp.llama_print_system_info().decode()
+    settings |= {"system": system, "variants": about}
+    return save(args.out or OUT_ARCHITECTURES, settings, arrays)
+
+
+def save(out: Path, settings: dict[str, object], arrays: dict[str, np.ndarray]) -> int:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out, settings=json.dumps(settings), **arrays)
+    size = out.stat().st_size
+    print(f"{out.name}: {size:,} bytes")
     if size > MAX_BYTES:
         print(f"larger than {MAX_BYTES:,} bytes", file=sys.stderr)
         return 1
     return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in (demo, architectures):
+        sub = commands.add_parser(command.__name__, help=(command.__doc__ or "").split("\n")[0])
+        sub.set_defaults(run=command)
+        sub.add_argument("-o", "--out", type=Path)
+        if command is architectures:
+            sub.add_argument("folder", type=Path, metavar="DIR")
+            continue
+        sub.add_argument("model", type=Path)
+        sub.add_argument("--full-logits", type=Path, metavar="OUT.npy", help="only dump all logits")
+        sub.add_argument("--ids", type=Path, metavar="OUT.npy", help="also write the window ids")
+        sub.add_argument("--dtype", choices=["float16", "float32"], default="float32")
+    args = parser.parse_args()
+    return int(args.run(args))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,15 @@
     python scripts/make_model.py --preset small --format IQ2_XS small.gguf
 
 The weights are noise with real statistics: dequantized they have a standard deviation of
+<<<<<<< HEAD
 0.7 / sqrt(columns), so activations and logits stay finite and differ per token; ``--logit-std``
 makes the next-token distribution less flat. The same seed gives the same bytes. The vocabulary
 is SentencePiece's with byte fallback, as llama's.
+=======
+0.7 / sqrt(columns), so activations and logits stay finite and differ per token. The same seed
+gives the same bytes. The vocabulary is SentencePiece's with byte fallback, as llama's. ``--arch``
+is a model_type of Hugging Face's: llama, qwen3, gemma3_text, phi3, olmo3, granite and so on.
+>>>>>>> parity
 """
 
 from __future__ import annotations
@@ -22,9 +28,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from gguf_layout import ARCHITECTURES, EQUAL_HEADS, gguf_name, keys, rope_factors, shapes
 
 from edge_rt.quant import blocks
 from edge_rt.quant.reference import dequantize
@@ -46,8 +53,9 @@ Fill = Callable[[BinaryIO], None]
 
 @dataclass(frozen=True)
 class Config:
-    """A dense llama. ``rope_factors``: one divisor per rotated pair (llama3 scaling) or none."""
+    """A dense model of the architecture ``arch``; ``window``: of the layers that have one."""
 
+    arch: str = "llama"
     layers: int = 2
     hidden: int = 128
     ffn: int = 352
@@ -62,11 +70,16 @@ class Config:
     rope_scaling: str = "none"  # none, linear or llama3
     rope_factor: float = 4.0
     norm_eps: float = 1e-5
+<<<<<<< HEAD
     # Of the weights of the embedding (0: as all others) and of one token's logits, if not tied.
     # A louder embedding keeps tokens apart through layers that mix them.
     embedding_std: float = 0.0
     logit_std: float = 0.7
     name: str = "random llama"
+=======
+    window: int = 256
+    name: str = "random"
+>>>>>>> parity
 
     def check(self) -> None:
         block = FORMATS[self.format].block_elements
@@ -75,14 +88,60 @@ class Config:
                 raise SystemExit(f"{what} width {n} is not whole blocks of {self.format} ({block})")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise SystemExit("heads must be a multiple of kv-heads, and head-dim even")
+<<<<<<< HEAD
         if self.tied and self.logit_std != Config.logit_std:
             raise SystemExit("the logits of a tied model are the embedding's: no --logit-std")
+=======
+        if self.arch in EQUAL_HEADS and self.hidden != self.q_dim:
+            raise SystemExit(f"{self.arch}: hidden must be heads times head-dim")
+        if self.arch not in ("llama", "mistral", "qwen3") and self.rope_scaling != "none":
+            raise SystemExit(f"{self.arch} has no --rope-scaling here")
+>>>>>>> parity
         if self.vocab < 300:
             raise SystemExit("a byte-fallback vocabulary needs at least 300 pieces")
 
     @property
     def q_dim(self) -> int:
         return self.heads * self.head_dim
+
+    def hugging_face(self) -> dict[str, Any]:
+        """The config.json of this model; each family's own settings are like its real models'."""
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        original = int(self.context / self.rope_factor)
+        if self.rope_scaling != "none":
+            rope |= {"rope_type": self.rope_scaling, "factor": self.rope_factor}
+        if self.rope_scaling == "llama3":
+            rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+            rope["original_max_position_embeddings"] = original
+        yarn = {
+            "rope_type": "yarn", "rope_theta": self.rope_theta, "factor": self.rope_factor,
+            "original_max_position_embeddings": original,
+        }  # fmt: skip
+        own: dict[str, dict[str, Any]] = {
+            "gemma2": {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+            "gemma3_text": {"rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_theta": 10000.0},
+            }},
+            "olmo3": {"rope_parameters": {"full_attention": yarn, "sliding_attention": rope}},
+            "phi3": {"original_max_position_embeddings": self.context},
+            "granite": {
+                "attention_multiplier": 1 / self.head_dim, "embedding_multiplier": 12.0,
+                "residual_multiplier": 0.22, "logits_scaling": 8.0,
+            },
+            "ministral3": {
+                "rope_parameters": yarn | {"mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1}
+            },
+        }  # fmt: skip
+        return {
+            "num_hidden_layers": self.layers, "hidden_size": self.hidden,
+            "intermediate_size": self.ffn, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim,
+            "vocab_size": self.vocab, "max_position_embeddings": self.context,
+            "tie_word_embeddings": self.tied or self.arch.startswith("gemma"),
+            "rms_norm_eps": self.norm_eps,
+            "rope_parameters": rope, "sliding_window": self.window, **own.get(self.arch, {}),
+        }  # fmt: skip
 
 
 PRESETS = {
@@ -171,10 +230,8 @@ def _value(value: object) -> tuple[int, bytes]:
     if isinstance(value, (str, bytes)):
         return 8, _string(value)
     if isinstance(value, np.ndarray):
-        kind = {"f": 6, "i": 5}[value.dtype.kind]
-        return 9, struct.pack("<IQ", kind, value.size) + value.astype(
-            f"<{value.dtype.kind}4"
-        ).tobytes()
+        kind, dtype = {"f": (6, "<f4"), "i": (5, "<i4"), "b": (7, "?")}[value.dtype.kind]
+        return 9, struct.pack("<IQ", kind, value.size) + value.astype(dtype).tobytes()
     if isinstance(value, Sequence):
         return 9, struct.pack("<IQ", 8, len(value)) + b"".join(map(_string, value))
     raise TypeError(f"no GGUF type for {type(value)}")
@@ -210,15 +267,19 @@ def vocabulary(n: int) -> tuple[list[str], np.ndarray, np.ndarray]:
     return pieces, scores, np.array(types, np.int32)
 
 
-def llama3_factors(config: Config) -> np.ndarray:
-    """(head_dim / 2,) frequency divisors of llama3 scaling, as llama.cpp's converter writes."""
-    dim, original = config.head_dim, config.context / config.rope_factor
-    low, high = 1.0, 4.0
-    wavelength = 2 * math.pi * config.rope_theta ** (np.arange(0, dim, 2) / dim)
-    smooth = (original / wavelength - low) / (high - low)
-    mixed = 1 / ((1 - smooth) / config.rope_factor + smooth)
-    factors = np.where(wavelength > original / low, config.rope_factor, mixed)
-    return np.where(wavelength < original / high, 1.0, factors).astype(np.float32)
+def add_vocabulary(gguf: GGUFFile, n: int) -> None:
+    """Add the keys of a SentencePiece tokenizer of ``n`` made-up pieces."""
+    pieces, scores, types = vocabulary(n)
+    gguf.add("tokenizer.ggml.model", "llama")
+    gguf.add("tokenizer.ggml.pre", "default")
+    gguf.add("tokenizer.ggml.tokens", pieces)
+    gguf.add("tokenizer.ggml.scores", scores)
+    gguf.add("tokenizer.ggml.token_type", types)
+    gguf.add("tokenizer.ggml.bos_token_id", 1)
+    gguf.add("tokenizer.ggml.eos_token_id", 2)
+    gguf.add("tokenizer.ggml.unknown_token_id", 0)
+    gguf.add("tokenizer.ggml.add_bos_token", True)
+    gguf.add("tokenizer.ggml.add_eos_token", False)
 
 
 def matrix(
@@ -246,12 +307,13 @@ def vector(name: str, values: np.ndarray) -> Tensor:
     return Tensor(name, (values.size,), "F32", lambda out: out.write(data) and None)
 
 
-def norm(name: str, n: int, seed: list[int]) -> Tensor:
+def noise(name: str, n: int, seed: list[int], mean: float) -> Tensor:
     rng = np.random.default_rng([*seed, *name.encode()])
-    return vector(name, 1 + 0.1 * (rng.random(n, dtype=np.float32) - 0.5))
+    return vector(name, mean + 0.1 * (rng.random(n, dtype=np.float32) - 0.5))
 
 
 def tensors(c: Config, seed: list[int]) -> Iterator[Tensor]:
+<<<<<<< HEAD
     kv_dim = c.kv_heads * c.head_dim
     loudness = c.embedding_std * math.sqrt(c.hidden) or 0.7
     yield matrix("token_embd.weight", c.hidden, c.vocab, c.format, seed, loudness)
@@ -271,41 +333,30 @@ def tensors(c: Config, seed: list[int]) -> Iterator[Tensor]:
     yield norm("output_norm.weight", c.hidden, seed)
     if not c.tied:
         yield matrix("output.weight", c.hidden, c.vocab, c.format, seed, c.logit_std)
+=======
+    config = c.hugging_face()
+    for factors in rope_factors(config):
+        yield vector(*factors)
+    for source, shape in shapes(c.arch, config):
+        name = gguf_name(c.arch, source)
+        if len(shape) == 2:
+            yield matrix(name, shape[1], shape[0], c.format, seed)
+        else:
+            yield noise(name, shape[0], seed, float(name.endswith("norm.weight")))
+>>>>>>> parity
 
 
 def build(c: Config, seed: int) -> GGUFFile:
     c.check()
+    arch = ARCHITECTURES[c.arch]
     gguf = GGUFFile()
-    gguf.add("general.architecture", "llama")
+    gguf.add("general.architecture", arch)
     gguf.add("general.name", c.name)
     gguf.add("general.file_type", FILE_TYPES[c.format])
     gguf.add("general.quantization_version", 2)
-    gguf.add("llama.block_count", c.layers)
-    gguf.add("llama.context_length", c.context)
-    gguf.add("llama.embedding_length", c.hidden)
-    gguf.add("llama.feed_forward_length", c.ffn)
-    gguf.add("llama.attention.head_count", c.heads)
-    gguf.add("llama.attention.head_count_kv", c.kv_heads)
-    gguf.add("llama.attention.key_length", c.head_dim)
-    gguf.add("llama.attention.value_length", c.head_dim)
-    gguf.add("llama.attention.layer_norm_rms_epsilon", c.norm_eps)
-    gguf.add("llama.rope.dimension_count", c.head_dim)
-    gguf.add("llama.rope.freq_base", c.rope_theta)
-    gguf.add("llama.vocab_size", c.vocab)
-    if c.rope_scaling == "linear":
-        gguf.add("llama.rope.scaling.type", "linear")
-        gguf.add("llama.rope.scaling.factor", c.rope_factor)
-    pieces, scores, types = vocabulary(c.vocab)
-    gguf.add("tokenizer.ggml.model", "llama")
-    gguf.add("tokenizer.ggml.pre", "default")
-    gguf.add("tokenizer.ggml.tokens", pieces)
-    gguf.add("tokenizer.ggml.scores", scores)
-    gguf.add("tokenizer.ggml.token_type", types)
-    gguf.add("tokenizer.ggml.bos_token_id", 1)
-    gguf.add("tokenizer.ggml.eos_token_id", 2)
-    gguf.add("tokenizer.ggml.unknown_token_id", 0)
-    gguf.add("tokenizer.ggml.add_bos_token", True)
-    gguf.add("tokenizer.ggml.add_eos_token", False)
+    for key, value in keys(c.arch, c.hugging_face(), arch):
+        gguf.add(key, value)
+    add_vocabulary(gguf, c.vocab)
     gguf.tensors = list(tensors(c, [seed]))
     return gguf
 
@@ -330,8 +381,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--preset", choices=PRESETS)
+    parser.add_argument("--arch", choices=ARCHITECTURES)
     parser.add_argument("--seed", type=int, default=0)
-    for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context"):
+    for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context",
+                 "window"):  # fmt: skip
         parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N")
     parser.add_argument("--format", choices=FORMATS)
     parser.add_argument("--tied", action="store_true", default=None)

@@ -16,6 +16,8 @@ DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def load_script(name: str, folder: str = "scripts") -> ModuleType:
     """Import ``<folder>/<name>.py``: developer tools are files, not a package."""
+    if str(ROOT / folder) not in sys.path:
+        sys.path.append(str(ROOT / folder))  # they import one another
     key = f"edge_rt_{folder}_{name}"
     if key not in sys.modules:
         spec = importlib.util.spec_from_file_location(key, ROOT / folder / f"{name}.py")
@@ -81,9 +83,11 @@ def cgroup() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def parity() -> ModuleType:
-    """The module tests/parity_models.py: tiny Hugging Face models and their GGUFs."""
+def hugging_face() -> ModuleType:
+    """The module tests/parity/hugging_face.py: the tiny models as transformers builds them."""
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"NO PARITY MODELS: {package} is missing; pip install 'edge-rt[parity]'")
-    return load_script("parity_models", "tests")
+    from .parity import hugging_face
+
+    return hugging_face
