@@ -6,15 +6,9 @@
     python scripts/make_model.py --preset small --format IQ2_XS small.gguf
 
 The weights are noise with real statistics: dequantized they have a standard deviation of
-<<<<<<< HEAD
 0.7 / sqrt(columns), so activations and logits stay finite and differ per token; ``--logit-std``
-makes the next-token distribution less flat. The same seed gives the same bytes. The vocabulary
-is SentencePiece's with byte fallback, as llama's.
-=======
-0.7 / sqrt(columns), so activations and logits stay finite and differ per token. The same seed
-gives the same bytes. The vocabulary is SentencePiece's with byte fallback, as llama's. ``--arch``
+makes the next-token distribution less flat. The same seed gives the same bytes. The vocabulary is SentencePiece's with byte fallback, as llama's. ``--arch``
 is a model_type of Hugging Face's: llama, qwen3, gemma3_text, phi3, olmo3, granite and so on.
->>>>>>> parity
 """
 
 from __future__ import annotations
@@ -70,16 +64,12 @@ class Config:
     rope_scaling: str = "none"  # none, linear or llama3
     rope_factor: float = 4.0
     norm_eps: float = 1e-5
-<<<<<<< HEAD
     # Of the weights of the embedding (0: as all others) and of one token's logits, if not tied.
     # A louder embedding keeps tokens apart through layers that mix them.
     embedding_std: float = 0.0
     logit_std: float = 0.7
-    name: str = "random llama"
-=======
     window: int = 256
     name: str = "random"
->>>>>>> parity
 
     def check(self) -> None:
         block = FORMATS[self.format].block_elements
@@ -88,15 +78,12 @@ class Config:
                 raise SystemExit(f"{what} width {n} is not whole blocks of {self.format} ({block})")
         if self.heads % self.kv_heads or self.head_dim % 2:
             raise SystemExit("heads must be a multiple of kv-heads, and head-dim even")
-<<<<<<< HEAD
         if self.tied and self.logit_std != Config.logit_std:
             raise SystemExit("the logits of a tied model are the embedding's: no --logit-std")
-=======
         if self.arch in EQUAL_HEADS and self.hidden != self.q_dim:
             raise SystemExit(f"{self.arch}: hidden must be heads times head-dim")
         if self.arch not in ("llama", "mistral", "qwen3") and self.rope_scaling != "none":
             raise SystemExit(f"{self.arch} has no --rope-scaling here")
->>>>>>> parity
         if self.vocab < 300:
             raise SystemExit("a byte-fallback vocabulary needs at least 300 pieces")
 
@@ -313,37 +300,17 @@ def noise(name: str, n: int, seed: list[int], mean: float) -> Tensor:
 
 
 def tensors(c: Config, seed: list[int]) -> Iterator[Tensor]:
-<<<<<<< HEAD
-    kv_dim = c.kv_heads * c.head_dim
-    loudness = c.embedding_std * math.sqrt(c.hidden) or 0.7
-    yield matrix("token_embd.weight", c.hidden, c.vocab, c.format, seed, loudness)
-    if c.rope_scaling == "llama3":
-        yield vector("rope_freqs.weight", llama3_factors(c))
-    for i in range(c.layers):
-        p = f"blk.{i}."
-        yield norm(p + "attn_norm.weight", c.hidden, seed)
-        yield matrix(p + "attn_q.weight", c.hidden, c.q_dim, c.format, seed)
-        yield matrix(p + "attn_k.weight", c.hidden, kv_dim, c.format, seed)
-        yield matrix(p + "attn_v.weight", c.hidden, kv_dim, c.format, seed)
-        yield matrix(p + "attn_output.weight", c.q_dim, c.hidden, c.format, seed)
-        yield norm(p + "ffn_norm.weight", c.hidden, seed)
-        yield matrix(p + "ffn_gate.weight", c.hidden, c.ffn, c.format, seed)
-        yield matrix(p + "ffn_up.weight", c.hidden, c.ffn, c.format, seed)
-        yield matrix(p + "ffn_down.weight", c.ffn, c.hidden, c.format, seed)
-    yield norm("output_norm.weight", c.hidden, seed)
-    if not c.tied:
-        yield matrix("output.weight", c.hidden, c.vocab, c.format, seed, c.logit_std)
-=======
     config = c.hugging_face()
     for factors in rope_factors(config):
         yield vector(*factors)
+    gains = {"token_embd.weight": c.embedding_std * math.sqrt(c.hidden) or 0.7}
+    gains["output.weight"] = c.logit_std
     for source, shape in shapes(c.arch, config):
         name = gguf_name(c.arch, source)
         if len(shape) == 2:
-            yield matrix(name, shape[1], shape[0], c.format, seed)
+            yield matrix(name, shape[1], shape[0], c.format, seed, gains.get(name, 0.7))
         else:
             yield noise(name, shape[0], seed, float(name.endswith("norm.weight")))
->>>>>>> parity
 
 
 def build(c: Config, seed: int) -> GGUFFile:
