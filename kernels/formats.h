@@ -145,10 +145,11 @@ struct BlockIQ4_XS {  // c = kCodebookIQ4[nibble], 16 bytes for each s
 
 // Grid formats: an index stands for the magnitudes of 8 (IQ2, IQ1) or 4 (IQ3) columns, see grids.h.
 // "Seven signs" are the sign bits of 8 columns, of which the last makes their number even.
-struct BlockIQ2_XXS {  // d / 8 is the scale; words of s: four indices of 8 bits, then four times
-  static constexpr int kColumns = 256,
-                       kHasMin = 0;  // seven signs and 4 bits of scale, k = 2 * bits + 1
+struct BlockIQ2_XXS {  // d / 8 is the scale
+  static constexpr int kColumns = 256, kHasMin = 0;
   uint16_t d;
+  // Per s two words: four indices of 8 bits; four times seven signs and 4 bits of scale,
+  // k = 2 * bits + 1.
   uint8_t words[64];
 };
 struct BlockIQ2_XS {  // d / 8 is the scale
