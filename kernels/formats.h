@@ -43,14 +43,12 @@ enum Format : int {
 };
 
 // Every block format, for tables: X(Q4_0) stands for the id kQ4_0 and the struct BlockQ4_0.
-#define EDGE_RT_BLOCK_FORMATS(X)                                                            \
-  X(Q4_0)                                                                                   \
-  X(Q4_1)                                                                                   \
-  X(Q5_0)                                                                                   \
-  X(Q5_1)                                                                                   \
-  X(Q8_0)                                                                                   \
-  X(IQ4_NL) X(MXFP4) X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_XS) X(IQ2_XXS) X(IQ2_XS) \
-      X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ1_S) X(IQ1_M) X(TQ1_0) X(TQ2_0)
+// clang-format off
+#define EDGE_RT_BLOCK_FORMATS(X)                                            \
+  X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(IQ4_NL) X(MXFP4)                \
+  X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_XS) X(TQ1_0) X(TQ2_0)       \
+  X(IQ2_XXS) X(IQ2_XS) X(IQ2_S) X(IQ3_XXS) X(IQ3_S) X(IQ1_S) X(IQ1_M)
+// clang-format on
 
 constexpr int kBlockColumns = 32;  // columns of a sub-block: one scale of the activations
 
@@ -147,10 +145,11 @@ struct BlockIQ4_XS {  // c = kCodebookIQ4[nibble], 16 bytes for each s
 
 // Grid formats: an index stands for the magnitudes of 8 (IQ2, IQ1) or 4 (IQ3) columns, see grids.h.
 // "Seven signs" are the sign bits of 8 columns, of which the last makes their number even.
-struct BlockIQ2_XXS {  // d / 8 is the scale; words of s: four indices of 8 bits, then four times
-  static constexpr int kColumns = 256,
-                       kHasMin = 0;  // seven signs and 4 bits of scale, k = 2 * bits + 1
+struct BlockIQ2_XXS {  // d / 8 is the scale
+  static constexpr int kColumns = 256, kHasMin = 0;
   uint16_t d;
+  // Per s two words: four indices of 8 bits; four times seven signs and 4 bits of scale,
+  // k = 2 * bits + 1.
   uint8_t words[64];
 };
 struct BlockIQ2_XS {  // d / 8 is the scale

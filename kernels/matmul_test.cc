@@ -97,20 +97,26 @@ void test_any_bytes() {  // blocks of a hostile file: scales may be infinite or 
 
 void test_extreme_codes() {  // every product of codes at its largest: no step may saturate
   constexpr uint16_t kOne = 0x3c00;
+  constexpr int kExtremes[] = {0x00, 0x7f, 0x80, 0xff};
   for (int format : kAllFormats) {
     if (!is_block_format(format)) continue;
+    const test::BlockLayout layout = layout_of(format);
     // Of the sign with which d * S and m * M do not cancel.
     const uint16_t m = format == kQ4_1 || format == kQ5_1 ? kOne : kOne | 0x8000;
     for (int weight = 0; weight < 256; ++weight) {
       for (int8_t even : {-127, 127}) {
         for (int8_t odd : {-127, 127}) {
           Random random(3);
-          MatmulProblem p(random, format, 9, 256, 1 + weight % 5);
+          MatmulProblem p(random, format, layout.scales_bytes ? 4 : 1, layout.columns,
+                          1 + weight % 3);
           p.accumulate = false;
           p.set_codes(even, odd);
           std::memset(p.weights.data(), weight, p.weights.size());
-          for (size_t i = p.phase; i < p.weights.size(); i += layout_of(format).bytes)
-            test::set_scales(format, &p.weights[i], kOne, m);
+          for (int r = 0; r < p.n_rows; ++r) {
+            uint8_t* block = p.weights.data() + p.phase + r * layout.bytes;
+            std::memset(block + layout.scales, kExtremes[r], layout.scales_bytes);
+            test::set_scales(format, block, kOne, m);
+          }
           const Exact<float> truth = p.run_all(kernels_ref());
           check_values(p, truth);
           for (const Kernels* kernels : tables())

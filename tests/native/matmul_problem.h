@@ -11,11 +11,14 @@
 
 namespace edge_rt::test {
 
-inline constexpr int kAllFormats[] = {kF32, kF16, kBF16,
+// clang-format off
+inline constexpr int kAllFormats[] = {
+    kF32, kF16, kBF16,
 #define EDGE_RT_ID(name) k##name,
-                                      EDGE_RT_BLOCK_FORMATS(EDGE_RT_ID)
+    EDGE_RT_BLOCK_FORMATS(EDGE_RT_ID)
 #undef EDGE_RT_ID
 };
+// clang-format on
 
 inline std::vector<const Kernels*> tables() {
   std::vector<const Kernels*> all = {kernels_ref()};
@@ -32,8 +35,9 @@ inline bool same_bits(const Exact<float>& a, const Exact<float>& b) {
 
 struct BlockLayout {
   int columns;
-  size_t bytes, d;  // d: where the scale lies
-  size_t m;         // where m or dmin lies, 0 if there is none
+  size_t bytes, d;              // d: where the scale lies
+  size_t m;                     // where m or dmin lies, 0 if there is none
+  size_t scales, scales_bytes;  // where most multipliers lie, 0 bytes if they have no place
 };
 
 template <typename Block>
@@ -58,16 +62,26 @@ constexpr size_t offset_of_min() {
   }
 }
 
+template <typename Block>
+constexpr BlockLayout layout_of() {
+  BlockLayout layout = {
+      Block::kColumns, sizeof(Block), offset_of_scale<Block>(), offset_of_min<Block>(), 0, 0};
+  if constexpr (requires(Block b) { b.scales; }) {
+    layout.scales = offsetof(Block, scales);
+    layout.scales_bytes = sizeof(Block::scales);
+  }
+  return layout;
+}
+
 inline BlockLayout layout_of(int format) {
   switch (format) {
-#define EDGE_RT_LAYOUT(name)                                                            \
-  case k##name:                                                                         \
-    return {Block##name::kColumns, sizeof(Block##name), offset_of_scale<Block##name>(), \
-            offset_of_min<Block##name>()};
+#define EDGE_RT_LAYOUT(name) \
+  case k##name:              \
+    return layout_of<Block##name>();
     EDGE_RT_BLOCK_FORMATS(EDGE_RT_LAYOUT)
 #undef EDGE_RT_LAYOUT
   }
-  return {1, row_bytes(format, 1), 0, 0};
+  return {1, row_bytes(format, 1), 0, 0, 0, 0};
 }
 
 // Writes d (and m) of one block; MXFP4 gets the power of two below.
