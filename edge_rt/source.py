@@ -65,6 +65,7 @@ def locate(path: str) -> tuple[str, str]:
     The name of a split model without ``-00001-of-000NN.gguf`` means its first part.
     """
     if os.path.isdir(path):
+        path = path.rstrip("/") or "/"
         names = list_folder(path)
         if "config.json" in names and any(n.endswith(".safetensors") for n in names):
             return "safetensors", path

@@ -167,7 +167,7 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert locate("config.json") == ("safetensors", ".")
     model = tiny().write(folder / "m.gguf")
-    assert locate(str(folder)) == ("safetensors", str(folder))
+    assert locate(f"{folder}/") == ("safetensors", str(folder))
     (folder / "model.safetensors").unlink()
     assert locate(str(folder)) == ("gguf", str(model))
     tiny().write(folder / "mmproj-m-f16.gguf")
