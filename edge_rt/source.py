@@ -107,7 +107,9 @@ def gguf_models(names: Iterable[str]) -> list[str]:
     models = set()
     for name in names:
         lower = name.lower()
-        if not lower.endswith(".gguf") or "mmproj" in lower or "imatrix" in lower:
+        if not lower.endswith(".gguf") or "mmproj" in lower:
+            continue
+        if lower.startswith("imatrix") or lower.endswith("imatrix.gguf"):
             continue
         split = SPLIT_NAME.fullmatch(name)
         models.add(f"{split[1]}-00001-of-{split[3]}.gguf" if split else name)
