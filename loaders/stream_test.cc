@@ -146,7 +146,9 @@ void test_passes(uint64_t salt, int shape, size_t ring_units, double failures) {
   const size_t largest = 20000;
   std::vector<Blocks> segments = {random_blocks(random, shape == 1 ? 0 : 17, 100, largest),
                                   random_blocks(random, shape == 2 ? 0 : 5, 900000, largest)};
-  Bench bench(salt, segments, largest_extent(segments) * ring_units);
+  // Later blocks have up to largest / 2 bytes, and their extents up to a page more at each end.
+  const size_t unit = std::max(largest_extent(segments), largest / 2 + 2 * kPage);
+  Bench bench(salt, segments, unit * ring_units);
   bench.reader.set_failures(failures);
   for (int pass = 0; pass < 60; ++pass) {
     const std::vector<int> wanted = random_plan(random);

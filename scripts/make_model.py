@@ -7,8 +7,9 @@
 
 The weights are noise with real statistics: dequantized they have a standard deviation of
 0.7 / sqrt(columns), so activations and logits stay finite and differ per token; ``--logit-std``
-makes the next-token distribution less flat. The same seed gives the same bytes. The vocabulary is SentencePiece's with byte fallback, as llama's. ``--arch``
-is a model_type of Hugging Face's: llama, qwen3, gemma3_text, phi3, olmo3, granite and so on.
+makes the next-token distribution less flat. The same seed gives the same bytes. The vocabulary
+is SentencePiece's with byte fallback, as llama's. ``--arch`` is a model_type of Hugging Face's:
+llama, qwen3, gemma3_text, phi3, olmo3, granite and so on.
 """
 
 from __future__ import annotations

@@ -167,10 +167,11 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert locate("config.json") == ("safetensors", ".")
     model = tiny().write(folder / "m.gguf")
-    assert locate(str(folder)) == ("safetensors", str(folder))
+    assert locate(f"{folder}/") == ("safetensors", str(folder))
     (folder / "model.safetensors").unlink()
     assert locate(str(folder)) == ("gguf", str(model))
-    tiny().write(folder / "mmproj-m-f16.gguf")
+    for name in ("mmproj-m-f16", "m.mmproj", "m.imatrix", "imatrix_m"):
+        tiny().write(folder / f"{name}.gguf")
     assert locate(str(folder)) == ("gguf", str(model))
     tiny().write(folder / "n.gguf")
     with pytest.raises(UsageError, match=r"holds 2 models, give one: .m.gguf, n.gguf"):
