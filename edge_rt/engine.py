@@ -139,7 +139,7 @@ class Engine:
         self._plan = self._planner.plan(self._settings)
         self._plan.require_fit(os.path.basename(self.source.path))
         self._history: list[int] = []
-        self.tokenizer = Tokenizer.from_gguf(self.source)
+        self.tokenizer = Tokenizer.from_source(self.source)
         if self.tokenizer.n_vocab > self.n_vocab:
             raise ModelError(
                 f"the tokenizer has {self.tokenizer.n_vocab} tokens, the embedding {self.n_vocab}"
