@@ -14,8 +14,8 @@ from edge_rt.process import release_memory
 from edge_rt.tokenizer_folder import read_folder
 from edge_rt.tokenizer_gguf import read_gguf
 from edge_rt.tokenizer_parts import FolderSource, Parts
-from edge_rt.tokenizer_special import AFTER_TOKEN, AT_START, INSIDE, WHITE_SPACE
-from edge_rt.tokenizer_vocab import CONTROL, UNKNOWN, USER_DEFINED
+from edge_rt.tokenizer_special import AFTER_TOKEN, AT_START, INSIDE, UNICODE_SPACE
+from edge_rt.tokenizer_vocab import CONTROL, UNKNOWN
 from edge_rt.tokenizer_words import left_neighbours
 from edge_rt.unicode_classes import is_letter
 
@@ -45,8 +45,7 @@ class StreamDecoder:
         raw = self._tokenizer.token_bytes(index)
         if self._strip and raw:
             self._strip = False
-            if raw[0] == 0x20 and self._tokenizer.is_ordinary(index):
-                raw = raw[1:]
+            raw = raw.removeprefix(b" ")
         return self._decoder.decode(raw)
 
     def flush(self) -> str:
@@ -70,9 +69,9 @@ class Tokenizer:
         self.add_eos = parts.add_eos
         self.strips_space = parts.strips_space
         matcher = parts.matcher
-        strips = matcher.rstrip_ends | set(WHITE_SPACE if matcher.any_lstrip else ())
-        if matcher.rstrip_ends:
-            strips |= set(WHITE_SPACE)
+        strips = matcher.rstrip_ends | set(
+            UNICODE_SPACE if matcher.any_lstrip or matcher.rstrip_ends else ""
+        )
         self._unsafe = {
             right: left_neighbours(matcher.texts, right) | strips for right in (" ", "\n")
         }
@@ -117,16 +116,10 @@ class Tokenizer:
         self._check(index)
         return self._vocabulary.types[index] in (CONTROL, UNKNOWN)
 
-    def is_ordinary(self, index: int) -> bool:
-        """Whether the token is text that is not matched before encoding."""
-        self._check(index)
-        return self._vocabulary.types[index] not in (CONTROL, UNKNOWN, USER_DEFINED)
-
     def token_bytes(self, index: int) -> bytes:
         """The bytes that a token stands for, a control token's name included."""
-        if self.is_ordinary(index):
-            return self._model.token_bytes(index)
-        return self._vocabulary.piece(index)
+        self._check(index)
+        return self._model.token_bytes(index)
 
     def token_text(self, index: int) -> str:
         """The token as text, U+FFFD for what is not whole characters."""

@@ -7,12 +7,11 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from edge_rt.tokenizer_special import AFTER_TOKEN, AT_START, INSIDE, MAX_SPECIALS
+from edge_rt.tokenizer_special import AFTER_TOKEN, AT_START, INSIDE, MAX_SPECIALS, UNICODE_SPACE
+from edge_rt.unicode_classes import is_letter
 
-# Unicode's White_Space, which Rust's \s is (Python's has four control characters more).
-_WHITE: Final = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_SPACE_BEFORE: Final = re.compile(f"[{_WHITE}]*\\Z")
-_SPACE_AFTER: Final = re.compile(f"[{_WHITE}]*")
+_SPACE_BEFORE: Final = re.compile(f"[{UNICODE_SPACE}]*\\Z")
+_SPACE_AFTER: Final = re.compile(f"[{UNICODE_SPACE}]*")
 Normalize = Callable[[str, int], str]
 
 
@@ -30,7 +29,7 @@ class AddedToken(NamedTuple):
 
 def _is_word(character: str) -> bool:
     """Rust's \\w: alphabetic, marks, decimal numbers, connectors and joiners."""
-    if character.isalpha() or character in "\u200c\u200d":
+    if is_letter(character) or character in "\u200c\u200d":
         return True
     code = ord(character)
     return unicodedata.category(character) in ("Mn", "Mc", "Me", "Nd", "Nl", "Pc") or (

@@ -15,8 +15,11 @@ from edge_rt.tokenizer_spm import byte_ids
 from edge_rt.tokenizer_spm import bytes_of_piece as raw_bytes_of_piece
 from edge_rt.tokenizer_vocab import (
     BYTE,
+    CONTROL,
     INFINITE,
     MAX_TOKENS,
+    UNKNOWN,
+    USER_DEFINED,
     Vocabulary,
     empty_slots,
     merge_symbols,
@@ -153,8 +156,10 @@ class BytePairModel:
         return self._cache.keep(word, tuple(merge_symbols(symbols, self._merges.lookup)))
 
     def token_bytes(self, index: int) -> bytes:
-        """The bytes of an ordinary token."""
-        return bytes_of_piece(self._vocabulary.piece(index))
+        """The bytes that a token stands for, a special token's text included."""
+        piece = self._vocabulary.piece(index)
+        special = self._vocabulary.types[index] in (UNKNOWN, CONTROL, USER_DEFINED)
+        return piece if special else bytes_of_piece(piece)
 
     def may_cut(self, left: str, right: str) -> bool:
         """Whether a text may be cut between two characters, the right one a space or newline."""
@@ -169,7 +174,7 @@ class RawPairModel:
     """The same for pieces in UTF-8 with "▁" for spaces, and byte tokens for what has no token.
 
     ``newline_runs``: a run of newlines that is a token is one. ``prepare`` makes a text's spaces to
-    "▁" and may put one before it.
+    "▁" and may put one before it. ``all_escaped``: a "▁" is a space in special tokens too.
     """
 
     def __init__(
@@ -181,7 +186,9 @@ class RawPairModel:
         newline_runs: bool = False,
         prepare: Callable[[str, int], str] = _escape_spaces,
         outside: frozenset[int] = frozenset(),
+        all_escaped: bool = False,
     ) -> None:
+        self._all_escaped = all_escaped
         self._vocabulary, self._merges, self._splitter = vocabulary, merges, splitter
         self._newline_runs, self._prepare, self._outside = newline_runs, prepare, outside
         self._bytes = byte_ids(vocabulary)
@@ -217,8 +224,9 @@ class RawPairModel:
         return self._cache.keep(word, tuple(index for index in ids if index >= 0))
 
     def token_bytes(self, index: int) -> bytes:
-        """The bytes of an ordinary or byte token."""
-        return raw_bytes_of_piece(self._vocabulary, index)
+        """The bytes that a token stands for, a special token's text included."""
+        raw = raw_bytes_of_piece(self._vocabulary, index)
+        return raw.replace(SPACE.encode(), b" ") if self._all_escaped else raw
 
     def may_cut(self, left: str, right: str) -> bool:
         """Whether a text may be cut between these two characters."""

@@ -13,12 +13,12 @@ from edge_rt.tokenizer_special import MAX_SPECIALS
 
 # Words of the cache and their ids (2048 x about 1 KiB at the very worst), the pre-tokenizer's
 # expressions, and what encoding one slice of 8192 characters makes for a moment.
-_FIXED_BYTES = 6 * MIB
+_FIXED_BYTES = 4 * MIB
 _SPECIAL_BYTES = 400  # tuple, text, integer, list and dict slots of one special token
-_HEAP_BYTES = 2 * MIB  # fragments of Python's and the C library's heaps, and read buffers
+_HEAP_BYTES = 3 * MIB  # fragments of Python's and the C library's heaps, and read buffers
 # The tokenizers library, imported and used for the first time, with a pre-tokenizer's expressions;
 # its words of a slice are objects with offsets.
-_LIBRARY_BYTES = 10 * MIB
+_LIBRARY_BYTES = 8 * MIB
 _JSON_BUFFER_BYTES = 2 * MIB  # a chunk, the rest of the one before, and a small value's objects
 
 
@@ -70,13 +70,13 @@ def tokenizer_ceilings(
     """
     slots = _slot_bytes(n_tokens) + (_slot_bytes(n_merges) if n_merges else 0)
     flat = token_bytes_total + n_tokens * (4 + 1 + 4) + n_merges * (8 + 4)
-    steady = slots + flat + n_special * _SPECIAL_BYTES + _FIXED_BYTES
-    steady += _LIBRARY_BYTES if with_library else 0
+    kept = slots + flat + n_special * _SPECIAL_BYTES + (_LIBRARY_BYTES if with_library else 0)
+    steady = kept + _FIXED_BYTES
     # While building: the blob once more as it becomes immutable, and arrays as they grow.
-    peak = steady + token_bytes_total + flat // 4 + _HEAP_BYTES
+    build = kept + token_bytes_total + flat // 4 + _HEAP_BYTES
     if from_json:  # the pieces in the file's order, their ends and ids, and the places of ids
-        peak += token_bytes_total * 9 // 8 + n_tokens * 4 * 3 + _JSON_BUFFER_BYTES
-    return peak * 115 // 100, steady * 115 // 100
+        build += token_bytes_total * 9 // 8 + n_tokens * 4 * 3 + _JSON_BUFFER_BYTES
+    return max(build, steady) * 115 // 100, steady * 115 // 100
 
 
 def _slot_bytes(n_entries: int) -> int:

@@ -139,7 +139,12 @@ def _model(layout: Layout, reader: _Reader) -> tuple[Model, Normalize]:
     raw = read_raw_text(parts.get("normalizer"), parts.get("pre_tokenizer"))
     raw.splitter.ends_at_space = not single
     return RawPairModel(
-        vocabulary, reader.merges, raw.splitter, prepare=raw.prepare, outside=outside
+        vocabulary,
+        reader.merges,
+        raw.splitter,
+        prepare=raw.prepare,
+        outside=outside,
+        all_escaped=True,
     ), raw.normalize
 
 

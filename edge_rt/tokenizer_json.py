@@ -238,11 +238,11 @@ def scan(path: Path) -> Counts:
     """Count without building: the whole file is read, nothing of it is kept."""
     n_bytes = 0
 
-    def take_vocab(_: JsonStream, entries: Iterator[tuple[bytes, int]]) -> int:
+    def take_vocab(stream: JsonStream, entries: Iterator[tuple[bytes, int]]) -> int:
         nonlocal n_bytes
         count = 0
-        for raw, _index in entries:
-            n_bytes += len(raw)
+        for raw, _ in entries:
+            n_bytes += len(raw) if b"\\" not in raw else len(stream.text(raw).encode())
             count += 1
         return count
 

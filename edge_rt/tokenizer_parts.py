@@ -25,7 +25,7 @@ class Model(Protocol):
         """Ids of ``text``; ``place`` is INSIDE, AFTER_TOKEN or AT_START."""
 
     def token_bytes(self, index: int) -> bytes:
-        """The bytes of an ordinary or byte token."""
+        """The bytes that a token stands for, a special token's text included."""
 
     def may_cut(self, left: str, right: str) -> bool:
         """Whether a text may be cut between two characters, the right one a space or newline."""

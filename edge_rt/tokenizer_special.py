@@ -16,6 +16,12 @@ from edge_rt.tokenizer_vocab import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Voca
 MAX_SPECIALS: Final = 16384  # each is a Python object and sought in every text; gemma has 6415
 WHITE_SPACE: Final = " \t\n\v\f\r"  # C's isspace
 
+# Unicode's White_Space, which Rust's \\s is (Python's has four control characters more).
+UNICODE_SPACE: Final = (
+    WHITE_SPACE
+    + "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    + "\u2028\u2029\u202f\u205f\u3000"
+)
 # Where a piece of text stands: it continues another, follows a special token or starts it all.
 INSIDE, AFTER_TOKEN, AT_START = 0, 1, 2
 

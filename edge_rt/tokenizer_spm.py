@@ -31,7 +31,7 @@ def byte_ids(vocabulary: Vocabulary) -> list[int]:
 
 
 def bytes_of_piece(vocabulary: Vocabulary, index: int) -> bytes:
-    """The bytes of an ordinary or byte token."""
+    """The bytes that a token stands for."""
     piece = vocabulary.piece(index)
     kind = vocabulary.types[index]
     if kind == BYTE:
@@ -95,7 +95,7 @@ class SentencePieceModel:
         return self._cache.keep(word, tuple(ids))
 
     def token_bytes(self, index: int) -> bytes:
-        """The bytes of an ordinary or byte token."""
+        """The bytes that a token stands for, a special token's text included."""
         return bytes_of_piece(self._vocabulary, index)
 
     def may_cut(self, left: str, right: str) -> bool:

@@ -96,13 +96,16 @@ def tokens_of(gguf: Path) -> tuple[list[str], list[int]]:
     return [t.decode() for t in tokens], list(file.get_array("tokenizer.ggml.token_type"))
 
 
+def merges_in(gguf: Path) -> list[Any]:
+    file = GGUFFile.open(gguf, allow_unsupported=True)
+    return [merge.decode() for merge in file.get_array("tokenizer.ggml.merges").raw()]
+
+
 def byte_level(gguf: Path, name: str, as_pairs: bool = False, **model: Any) -> dict[str, Any]:
     """The content of a byte-level tokenizer.json with the vocabulary and merges of ``gguf``."""
     normalizer, pre_tokenizer = BYTE_LEVEL[name]
     tokens, kinds = tokens_of(gguf)
-    merges: list[Any] = [
-        m.decode() for m in GGUFFile.open(gguf).get_array("tokenizer.ggml.merges").raw()
-    ]
+    merges: list[Any] = merges_in(gguf)
     if as_pairs:
         merges = [m.split(" ") for m in merges]
     vocab = {t: i for i, (t, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind == 1}
