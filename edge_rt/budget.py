@@ -6,9 +6,10 @@ stays below each. Bytes are resident memory (VmHWM) plus kernel memory charged t
 
 from __future__ import annotations
 
-from edge_rt.loaders.source import WeightSource
 from edge_rt.sizes import KIB, MIB, align_up
-from edge_rt.tokenizer_cost import tokenizer_ceilings
+from edge_rt.tokenizer_cost import tokenizer_bytes
+
+__all__ = ["baseline_bytes", "kernel_bytes", "tokenizer_bytes"]
 
 # CPython, our extensions, typer, jinja2 and the tokenizers library, imported and idle.
 INTERPRETER_BYTES = 32 * MIB
@@ -38,13 +39,3 @@ def baseline_bytes(resident: int, chat_is_loaded: bool) -> int:
 def kernel_bytes(arena_bytes: int) -> int:
     """Kernel memory for a process with an arena: page tables take 8 bytes per 4 KiB page."""
     return KERNEL_BASE_BYTES + arena_bytes // 512
-
-
-def tokenizer_bytes(source: WeightSource) -> tuple[int, int]:
-    """Ceilings of (build peak, what stays) for the tokenizer in ``source``, 0 where it has none."""
-    tokens = source.get_array("tokenizer.ggml.tokens", None)
-    if tokens is None:
-        return 0, 0
-    merges = source.get_array("tokenizer.ggml.merges", None)
-    n_merges = len(merges) if merges is not None else 0
-    return tokenizer_ceilings(len(tokens), n_merges, tokens.n_bytes - 8 * len(tokens))

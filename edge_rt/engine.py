@@ -26,7 +26,6 @@ from edge_rt.errors import (
 from edge_rt.forecast import learn
 from edge_rt.generation import Completion
 from edge_rt.library import find_model
-from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.lowering import build_program
 from edge_rt.planner import Plan, Planner, Settings, default_threads
@@ -142,8 +141,7 @@ class Engine:
         self._plan = self._planner.plan(self._settings)
         self._plan.require_fit(os.path.basename(self.source.path))
         self._history: list[int] = []
-        assert isinstance(self.source, GGUFFile)
-        self.tokenizer = Tokenizer.from_gguf(self.source)
+        self.tokenizer = Tokenizer.from_source(self.source)
         if self.tokenizer.n_vocab > self.n_vocab:
             raise ModelError(
                 f"the tokenizer has {self.tokenizer.n_vocab} tokens, the embedding {self.n_vocab}"

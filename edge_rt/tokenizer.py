@@ -8,30 +8,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from edge_rt.errors import ModelError, UsageError
+from edge_rt.errors import UsageError
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.process import release_memory
-from edge_rt.tokenizer_bpe import PRE_TOKENIZERS, BytePairModel
-from edge_rt.tokenizer_json import JsonModel, read_settings
-from edge_rt.tokenizer_spm import SentencePieceModel
-from edge_rt.tokenizer_vocab import (
-    CONTROL,
-    MAX_TOKENS,
-    UNKNOWN,
-    USER_DEFINED,
-    Vocabulary,
-    left_neighbours,
-    partition,
-)
+from edge_rt.tokenizer_folder import read_folder
+from edge_rt.tokenizer_gguf import read_gguf
+from edge_rt.tokenizer_parts import FolderSource, Parts
+from edge_rt.tokenizer_special import AFTER_TOKEN, AT_START, INSIDE, UNICODE_SPACE
+from edge_rt.tokenizer_vocab import CONTROL, UNKNOWN
+from edge_rt.tokenizer_words import left_neighbours
+from edge_rt.unicode_classes import is_letter
 
-_KEY: Final = "tokenizer.ggml."
-_MODELS: Final = ("gpt2", "llama")
 _SLICE_LETTERS: Final = 8192  # encoded at once by iter_encode where there is a safe boundary
-# Control tokens that end a turn whatever the file's metadata say.
-_END_NAMES: Final = (
-    b"<|im_end|>", b"<|eot_id|>", b"<|eom_id|>", b"<|end_of_text|>", b"<|endoftext|>", b"<|end|>",
-    b"<end_of_turn>", b"<|return|>", b"<|call|>", b"<EOT>", b"<|end_of_turn|>",
-)  # fmt: skip
 
 
 class StreamDecoder:
@@ -57,8 +45,7 @@ class StreamDecoder:
         raw = self._tokenizer.token_bytes(index)
         if self._strip and raw:
             self._strip = False
-            if raw[0] == 0x20 and self._tokenizer.is_ordinary(index):
-                raw = raw[1:]
+            raw = raw.removeprefix(b" ")
         return self._decoder.decode(raw)
 
     def flush(self) -> str:
@@ -71,30 +58,28 @@ class StreamDecoder:
 class Tokenizer:
     """One vocabulary and its algorithm; `from_file` builds it.
 
-    Not for concurrent encoding: the word cache and the library's switches are unguarded.
+    Not for concurrent encoding: the word cache is unguarded.
     """
 
-    def __init__(
-        self,
-        vocabulary: Vocabulary,
-        model: BytePairModel | SentencePieceModel | JsonModel,
-        *,
-        bos_id: int | None,
-        eos_ids: Iterable[int],
-        add_bos: bool,
-        add_eos: bool,
-    ) -> None:
-        self._vocabulary = vocabulary
-        self._model = model
-        self.bos_id = bos_id
-        named = (vocabulary.find(name) for name in _END_NAMES)
-        self.eos_ids = frozenset(eos_ids) | frozenset(
-            index for index in named if index >= 0 and vocabulary.types[index] == CONTROL
+    def __init__(self, parts: Parts) -> None:
+        self._vocabulary, self._model, self._matcher = parts.vocabulary, parts.model, parts.matcher
+        self.bos_id = parts.bos_id
+        self.eos_ids = parts.eos_ids
+        self.add_bos = parts.add_bos and parts.bos_id is not None
+        self.add_eos = parts.add_eos
+        self.strips_space = parts.strips_space
+        matcher = parts.matcher
+        strips = matcher.rstrip_ends | set(
+            UNICODE_SPACE if matcher.any_lstrip or matcher.rstrip_ends else ""
         )
-        self.add_bos = add_bos and bos_id is not None
-        self.add_eos = add_eos
-        self.strips_space = getattr(model, "add_space_prefix", False)
-        self._unsafe = {right: self._unsafe_before(right) for right in (" ", "\n")}
+        self._unsafe = {
+            right: left_neighbours(matcher.texts, right) | strips for right in (" ", "\n")
+        }
+        self._cuts_lines = (
+            parts.model.ends_at_line
+            and not matcher.any_lstrip
+            and not any("\n" in text[:-1] for text in matcher.texts)
+        )
         release_memory()  # what building needed
 
     @classmethod
@@ -105,86 +90,17 @@ class Tokenizer:
         """
         file = Path(path)
         if file.is_dir():
-            file = file / "tokenizer.json"
+            return cls(read_folder(file))
         if file.suffix == ".json":
-            return cls._from_json(file)
-        return cls.from_gguf(GGUFFile.open(file, allow_unsupported=True))
+            return cls(read_folder(file.parent, file.name))
+        return cls.from_source(GGUFFile.open(file, allow_unsupported=True))
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile) -> Tokenizer:
-        """Build from the metadata of an opened GGUF file; its weights are not touched."""
-        kind = file.get_str(_KEY + "model")
-        if kind not in _MODELS:
-            raise ModelError(
-                f"{file.path}: tokenizer model {kind[:40]!r} is not supported "
-                f"(supported: {', '.join(_MODELS)})"
-            )
-        if kind == "gpt2":
-            name = file.get_str(_KEY + "pre", "missing")
-            pre = PRE_TOKENIZERS.get(name)
-            if pre is None:
-                raise ModelError(
-                    f"{file.path}: pre-tokenizer {name[:40]!r} is not supported "
-                    f"(supported: {', '.join(PRE_TOKENIZERS)})"
-                )
-        tokens = file.get_array(_KEY + "tokens", kind="string")
-        n_tokens = len(tokens)
-        kinds = file.get_array(_KEY + "token_type", None)
-        scores = file.get_array(_KEY + "scores", None)
-        for array, kind_wanted in ((kinds, "int32"), (scores, "float32")):
-            if array is not None and (array.kind != kind_wanted or len(array) != n_tokens):
-                raise ModelError(
-                    f"{file.path}: {array.name} is {array!r}, not {n_tokens} x {kind_wanted}"
-                )
-        vocabulary = Vocabulary(tokens.raw(), n_tokens, kinds)
-        # Where the file has no such key, llama.cpp's defaults for SentencePiece.
-        defaults = {"unknown": 0, "bos": 1, "eos": 2} if kind == "llama" else {}
-
-        def token_id(name: str) -> int | None:
-            return _token_id(file, name, n_tokens, defaults.get(name))
-
-        model: BytePairModel | SentencePieceModel
-        if kind == "gpt2":
-            assert pre is not None
-            merges = file.get_array(_KEY + "merges", kind="string")
-            if len(merges) > MAX_TOKENS:
-                raise ModelError(f"{file.path}: {len(merges)} merges are not supported")
-            model = BytePairModel(vocabulary, merges.raw(), len(merges), pre)
-            add_bos = pre.add_bos
-        else:
-            prefix = file.get_bool(_KEY + "add_space_prefix", True)
-            model = SentencePieceModel(vocabulary, scores, token_id("unknown"), prefix)
-            add_bos = True
-        ends = (token_id(name) for name in ("eos", "eot", "eom"))
-        return cls(
-            vocabulary,
-            model,
-            bos_id=token_id("bos"),
-            eos_ids=[index for index in ends if index is not None],
-            add_bos=file.get_bool(_KEY + "add_bos_token", add_bos),
-            add_eos=file.get_bool(_KEY + "add_eos_token", False),
-        )
-
-    @classmethod
-    def _from_json(cls, path: Path) -> Tokenizer:
-        settings = read_settings(path.parent)
-        model = JsonModel(path)
-
-        def named(key: str) -> int | None:
-            value = settings.get(key)
-            text = value.get("content") if isinstance(value, dict) else value
-            index = model.vocabulary.find(text.encode()) if isinstance(text, str) else -1
-            return index if index >= 0 else None
-
-        end = named("eos_token")
-        return cls(
-            model.vocabulary,
-            model,
-            bos_id=named("bos_token"),
-            eos_ids=[] if end is None else [end],
-            add_bos=settings.get("add_bos_token") is True,
-            add_eos=settings.get("add_eos_token") is True,
-        )
+    def from_source(cls, source: GGUFFile | FolderSource) -> Tokenizer:
+        """Build for an opened model: a GGUF file's metadata, or the folder of any other source."""
+        if isinstance(source, GGUFFile):
+            return cls(read_gguf(source))
+        return cls(read_folder(Path(source.folder)))
 
     @property
     def n_vocab(self) -> int:
@@ -200,16 +116,10 @@ class Tokenizer:
         self._check(index)
         return self._vocabulary.types[index] in (CONTROL, UNKNOWN)
 
-    def is_ordinary(self, index: int) -> bool:
-        """Whether the token is text that is not matched before encoding."""
-        self._check(index)
-        return self._vocabulary.types[index] not in (CONTROL, UNKNOWN, USER_DEFINED)
-
     def token_bytes(self, index: int) -> bytes:
         """The bytes that a token stands for, a control token's name included."""
-        if self.is_ordinary(index):
-            return self._model.token_bytes(index)
-        return self._vocabulary.piece(index)
+        self._check(index)
+        return self._model.token_bytes(index)
 
     def token_text(self, index: int) -> str:
         """The token as text, U+FFFD for what is not whole characters."""
@@ -235,24 +145,23 @@ class Tokenizer:
     def iter_encode(self, texts: Iterable[str], special: bool = False) -> Iterator[int]:
         """Encode the concatenation of ``texts`` in bounded memory; same ids as all at once.
 
-        The text is cut before a space or newline, where that provably changes nothing:
+        The text is cut before a space or newline, or after a newline, where that provably changes
+        nothing:
 
-        * A special or user-defined token never spans the cut: none of them has the two
-          characters around it as neighbours (``_unsafe``). So matching finds the same tokens,
-          and whether a slice follows one is handed on (SentencePiece adds a space there).
-        * Byte-pair encoding merges within words only, and a pre-tokenizer with
-          ``cuts_at_space`` never makes a word across: each of its alternatives ends at the first
-          white space after anything else. Matching runs from left to right without memory, so
-          the right side splits as it would alone. The left side does too: the one look-ahead,
-          ``\\s+(?!\\S)``, is about white space, and the left side ends with something else.
-        * SentencePiece joins two neighbours only into a token of the vocabulary. When no token
-          has the two characters around the cut as neighbours, no merge ever crosses it, and
-          merges on the two sides do not affect each other.
+        * A special token never spans the cut: none of them has the two characters around it as
+          neighbours, and none that takes white space loses any (``_unsafe``). So matching finds
+          the same tokens, and where a slice stands (after one, inside of a text) is handed on.
+        * Words that are merged on their own (`PreTokenizer`): a word always ends after a letter
+          that a space or newline follows. Matching runs from left to right without memory, so the
+          right side splits as it would alone. The left side does too: the only look-aheads are
+          about white space and digits, and the left side ends with a letter. The same holds after
+          a newline before a letter where a run of white space is cut after its last newline.
+        * SentencePiece and its like: no token of the vocabulary has the two characters around the
+          cut as neighbours, so no merge ever crosses it (`Unspanned`).
 
-        Where there is no such place (or for a tokenizer.json, whose splitting is not known) the
-        slice grows until there is one.
+        Where there is no such place the slice grows until there is one.
         """
-        pending, first, scanned = "", True, 0
+        pending, place, scanned = "", AT_START, 0
         for text in texts:
             pending += text
             start = 0
@@ -260,65 +169,42 @@ class Tokenizer:
                 cut = self._cut(pending, start, max(scanned, start + 1))
                 if not cut:
                     break
-                ids, first = self._encode_slice(pending[start:cut], special, first)
+                ids, place = self._encode_slice(pending[start:cut], special, place)
                 yield from ids
                 start = scanned = cut
             pending = pending[start:]
             scanned = max(len(pending) - 1, 0) if len(pending) > _SLICE_LETTERS else 0
         if pending:
-            yield from self._encode_slice(pending, special, first)[0]
-
-    def _unsafe_before(self, right: str) -> set[str] | None:
-        if isinstance(self._model, JsonModel):
-            return None
-        inner = self._model.cuts(right)
-        if inner is None:
-            return None
-        return inner | left_neighbours((s[0] for s in self._vocabulary.specials), right)
+            yield from self._encode_slice(pending, special, place)[0]
 
     def _cut(self, text: str, start: int, scanned: int) -> int:
         """The last safe place in a slice from ``start``, else the first one after; 0: none."""
-        end = start + _SLICE_LETTERS
-        at = end
+        at = end = start + _SLICE_LETTERS
         while (at := max(text.rfind(" ", start + 1, at), text.rfind("\n", start + 1, at))) > 0:
-            if self._safe(text, at):
-                return at
-        for at in range(max(end, scanned), len(text)):
-            if text[at] in " \n" and self._safe(text, at):
-                return at
-        return 0
+            for place in (at + 1, at):
+                if self._safe(text, place):
+                    return place
+        return next((at for at in range(max(end, scanned), len(text)) if self._safe(text, at)), 0)
 
     def _safe(self, text: str, at: int) -> bool:
-        left, unsafe = text[at - 1], self._unsafe[text[at]]
-        # Printable, because libraries disagree about which invisible characters are white space.
-        return unsafe is not None and left.isprintable() and left != " " and left not in unsafe
+        left, right = text[at - 1], text[at]
+        if right in self._unsafe:
+            return left not in self._unsafe[right] and self._model.may_cut(left, right)
+        return self._cuts_lines and left == "\n" and is_letter(right)
 
-    def _encode_slice(self, text: str, special: bool, first: bool) -> tuple[list[int], bool]:
+    def _encode_slice(self, text: str, special: bool, place: int) -> tuple[list[int], int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UsageError(
                 f"the text is not Unicode: a lone surrogate at {error.start}"
             ) from None
-        if isinstance(self._model, JsonModel):
-            return self._model.encode(text, special), False
         ids: list[int] = []
-        for fragment in partition(self._vocabulary.specials, text, special):
+        for fragment in self._matcher.fragments(text, special, place):
             if isinstance(fragment, int):
                 ids.append(fragment)
-                first = True
+                place = AFTER_TOKEN
             else:
-                ids.extend(self._model.encode(fragment, first))
-                first = False
-        return ids, first
-
-
-def _token_id(file: GGUFFile, name: str, n_tokens: int, default: int | None) -> int | None:
-    """The id at ``tokenizer.ggml.<name>_token_id``; -1 (or 2^32 - 1) is written for none."""
-    key = f"{_KEY}{name}_token_id"
-    value = file.get_int(key, None)
-    if value is None:
-        return default if default is not None and default < n_tokens else None
-    if value in (0xFFFFFFFF, -1):
-        return None
-    return file.get_int(key, minimum=0, maximum=n_tokens - 1)
+                ids.extend(self._model.encode(*fragment))
+                place = INSIDE
+        return ids, place

@@ -1,23 +1,31 @@
-"""Byte-level byte-pair encoding (``tokenizer.ggml.model`` = "gpt2").
-
-Hugging Face's tokenizers splits the text; the merges are made here, because its BPE model needs
-74 MiB to be built for 151k tokens and 36 MiB to be kept, which a hard budget cannot spare.
+"""Byte-pair encoding, as GGUF (``tokenizer.ggml.model`` = "gpt2" and "gemma4") and
+``tokenizer.json`` have it: the merges are made here, because the tokenizers library needs 74 MiB
+to build a model of 151k tokens and 36 MiB to keep it, which a hard budget cannot spare.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Protocol
 
 from edge_rt.errors import ModelError
-from edge_rt.tokenizer_vocab import INFINITE, Vocabulary, empty_slots, merge_symbols
-
-_CACHED_WORDS: Final = 2048
-_CACHED_LETTERS: Final = 32
-_CACHED_IDS: Final = 16  # with the two above: about 2 MiB at the very worst
+from edge_rt.tokenizer_spm import byte_ids
+from edge_rt.tokenizer_spm import bytes_of_piece as raw_bytes_of_piece
+from edge_rt.tokenizer_vocab import (
+    BYTE,
+    CONTROL,
+    INFINITE,
+    MAX_TOKENS,
+    UNKNOWN,
+    USER_DEFINED,
+    Vocabulary,
+    empty_slots,
+    merge_symbols,
+)
+from edge_rt.tokenizer_words import SPACE, Unspanned, WordCache
+from edge_rt.unicode_classes import is_letter
 
 
 def _alphabet() -> list[str]:
@@ -34,30 +42,14 @@ LETTER_OF_BYTE: Final = _alphabet()
 BYTE_OF_LETTER: Final = {letter: byte for byte, letter in enumerate(LETTER_OF_BYTE)}
 
 
-@dataclass(frozen=True)
-class PreTokenizer:
-    """How a text is cut into words before merging.
+class Splitter(Protocol):
+    """Cuts a text into words; the properties are those of `PreTokenizer`."""
 
-    ``build`` makes the Hugging Face pre-tokenizer. ``cuts_at_space``: whatever stands around it,
-    a word always ends between a character that is no white space and a space or newline.
-    """
-
-    build: Callable[[], Any]
-    cuts_at_space: bool
-    add_bos: bool = False
-    whole_words: bool = False  # a word that is a token is not built by merges (ignore_merges)
-
-
-def _smollm() -> Any:
-    from tokenizers import pre_tokenizers as pre
-
-    return pre.Sequence(
-        [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False, use_regex=True)]
-    )
-
-
-# tokenizer.ggml.pre -> how to split. A row is all that another pre-tokenizer needs.
-PRE_TOKENIZERS: Final = {"smollm": PreTokenizer(_smollm, cuts_at_space=True)}
+    @property
+    def ends_at_space(self) -> bool: ...
+    @property
+    def ends_at_line(self) -> bool: ...
+    def words(self, text: str) -> Iterator[str]: ...
 
 
 def bytes_of_piece(piece: bytes) -> bytes:
@@ -68,38 +60,39 @@ def bytes_of_piece(piece: bytes) -> bytes:
         return piece
 
 
-class BytePairModel:
-    """Ids of a text without special tokens. ``merges`` are "left right" in order of rank."""
+class Merges:
+    """Pairs of tokens and what they become, by rank; ``pairs`` are (left, right) pieces.
+
+    Of equal pairs the first counts, as in llama.cpp, or with ``last_counts`` the last.
+    """
 
     def __init__(
-        self, vocabulary: Vocabulary, merges: Iterable[bytes], n_merges: int, pre: PreTokenizer
+        self,
+        vocabulary: Vocabulary,
+        pairs: Iterable[tuple[bytes, bytes]],
+        last_counts: bool = False,
     ) -> None:
-        self._vocabulary = vocabulary
-        self._pre = pre
-        self._letters = {c: vocabulary.find(c.encode()) for c in LETTER_OF_BYTE}
-        self._cache: dict[str, tuple[int, ...]] = {}
-        self._slots = empty_slots(n_merges)
         self._pairs = array("Q")  # by rank: left id << 24 | right id
         self._joined = array("I")  # by rank
         # A secret factor, so that no file can be made whose pairs all share a slot.
         self._factor = int.from_bytes(os.urandom(8), "little") | 1
-        find = vocabulary.find
-        for rank, merge in enumerate(merges):
-            # The left piece has at least one byte, and that may be a space.
-            space = merge.find(b" ", 1)
-            left, right = find(merge[:space]), find(merge[space + 1 :])
-            joined = find(merge[:space] + merge[space + 1 :])
-            if space < 0 or min(left, right, joined) < 0:
+        find, types = vocabulary.find, vocabulary.types
+        for rank, (one, two) in enumerate(pairs):
+            left, right, joined = find(one), find(two), find(one + two)
+            if min(left, right, joined) < 0 or BYTE in (types[left], types[right]):
                 raise ModelError(
-                    f"merge {rank} {merge[:60]!r} does not join two tokens into a third one"
+                    f"merge {rank} {(one + b' ' + two)[:60]!r} does not join two tokens into a "
+                    "third one"
                 )
-            pair = left << 24 | right
-            slot, other = self._slot(pair)
-            if not other:  # the first of equal merges counts, as in llama.cpp
-                self._slots[slot] = rank + 1
-            self._pairs.append(pair)
+            if rank >= MAX_TOKENS:
+                raise ModelError(f"more than {MAX_TOKENS} merges are not supported")
+            self._pairs.append(left << 24 | right)
             self._joined.append(joined)
-        self._pre_tokenizer = pre.build()
+        self._slots = empty_slots(len(self._pairs))
+        for rank, pair in enumerate(self._pairs):
+            slot, other = self._slot(pair)
+            if not other or last_counts:
+                self._slots[slot] = rank + 1
 
     def _slot(self, pair: int) -> tuple[int, int]:
         """The slot of ``pair`` and its rank + 1, which is 0 when the slot is free."""
@@ -112,37 +105,129 @@ class BytePairModel:
             slot = (slot + 1) & mask
         return slot, other
 
-    def _lookup(self, left: int, right: int) -> tuple[float, int]:
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def lookup(self, left: int, right: int) -> tuple[float, int]:
+        """(rank + 1, joined) of two ids; a negative one joins with nothing."""
         rank = self._slot(left << 24 | right)[1]
         return (rank, self._joined[rank - 1]) if rank else (INFINITE, -1)
 
-    def encode(self, text: str, first: bool) -> list[int]:
-        """Encode ``text``; ``first`` (of the text, or after a special token) changes nothing."""
+
+class BytePairModel:
+    """Ids of a text without special tokens; pieces are in the byte-level alphabet.
+
+    ``whole_words``: a word that is a token is not built by merges. ``in_letters``: the words of
+    ``splitter`` are in that alphabet too. ``outside``: added tokens that no text becomes by itself.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        merges: Merges,
+        splitter: Splitter,
+        whole_words: bool,
+        in_letters: bool = False,
+        outside: frozenset[int] = frozenset(),
+    ) -> None:
+        self._vocabulary, self._merges, self._splitter = vocabulary, merges, splitter
+        self._whole_words, self._in_letters, self._outside = whole_words, in_letters, outside
+        self._letters = [vocabulary.find(letter.encode()) for letter in LETTER_OF_BYTE]
+        self._cache = WordCache()
+        self.ends_at_line = splitter.ends_at_line
+
+    def encode(self, text: str, place: int) -> list[int]:
+        """Encode ``text``; its ``place`` changes nothing."""
         ids: list[int] = []
-        cache = self._cache
-        for word, _ in self._pre_tokenizer.pre_tokenize_str(text):
-            known = cache.get(word)
-            if known is None:
-                known = self._encode_word(word)
-                if len(word) <= _CACHED_LETTERS and len(known) <= _CACHED_IDS:
-                    if len(cache) >= _CACHED_WORDS:
-                        cache.clear()
-                    cache[word] = known
-            ids.extend(known)
+        known = self._cache.get
+        for word in self._splitter.words(text):
+            ids.extend(known(word) or self._encode_word(word))
         return ids
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
-        if self._pre.whole_words and (whole := self._vocabulary.find(word.encode())) >= 0:
-            return (whole,)
-        letters = self._letters
+        raw = bytes_of_piece(word.encode()) if self._in_letters else word.encode()
+        if self._whole_words:
+            piece = "".join(map(LETTER_OF_BYTE.__getitem__, raw)).encode()
+            whole = self._vocabulary.find(piece)
+            if whole >= 0 and whole not in self._outside:
+                return self._cache.keep(word, (whole,))
         # A byte without a token is left out, as llama.cpp and Hugging Face do.
-        symbols = [index for letter in word if (index := letters[letter]) >= 0]
-        return tuple(merge_symbols(symbols, self._lookup))
+        symbols = [index for byte in raw if (index := self._letters[byte]) >= 0]
+        return self._cache.keep(word, tuple(merge_symbols(symbols, self._merges.lookup)))
 
     def token_bytes(self, index: int) -> bytes:
-        """The bytes of an ordinary token."""
-        return bytes_of_piece(self._vocabulary.piece(index))
+        """The bytes that a token stands for, a special token's text included."""
+        piece = self._vocabulary.piece(index)
+        special = self._vocabulary.types[index] in (UNKNOWN, CONTROL, USER_DEFINED)
+        return piece if special else bytes_of_piece(piece)
 
-    def cuts(self, right: str) -> set[str] | None:
-        """Characters after which the text must not be cut before ``right``; None: after all."""
-        return set() if self._pre.cuts_at_space else None
+    def may_cut(self, left: str, right: str) -> bool:
+        """Whether a text may be cut between two characters, the right one a space or newline."""
+        return self._splitter.ends_at_space and is_letter(left)
+
+
+def _escape_spaces(text: str, place: int) -> str:
+    return text.replace(" ", SPACE)
+
+
+class RawPairModel:
+    """The same for pieces in UTF-8 with "▁" for spaces, and byte tokens for what has no token.
+
+    ``newline_runs``: a run of newlines that is a token is one. ``prepare`` makes a text's spaces to
+    "▁" and may put one before it. ``all_escaped``: a "▁" is a space in special tokens too.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        merges: Merges,
+        splitter: Splitter,
+        *,
+        newline_runs: bool = False,
+        prepare: Callable[[str, int], str] = _escape_spaces,
+        outside: frozenset[int] = frozenset(),
+        all_escaped: bool = False,
+    ) -> None:
+        self._all_escaped = all_escaped
+        self._vocabulary, self._merges, self._splitter = vocabulary, merges, splitter
+        self._newline_runs, self._prepare, self._outside = newline_runs, prepare, outside
+        self._bytes = byte_ids(vocabulary)
+        self._unspanned = Unspanned(vocabulary)
+        self._cache = WordCache()
+        self.ends_at_line = splitter.ends_at_line
+
+    def encode(self, text: str, place: int) -> list[int]:
+        """Encode ``text``, prepared for its ``place``."""
+        ids: list[int] = []
+        known = self._cache.get
+        for line in self._splitter.words(self._prepare(text, place)):
+            for word in self._unspanned.words(line):
+                ids.extend(known(word) or self._encode_word(word))
+        return ids
+
+    def _encode_word(self, word: str) -> tuple[int, ...]:
+        find = self._vocabulary.find
+        if self._newline_runs and not word.strip("\n") and (whole := find(word.encode())) >= 0:
+            return self._cache.keep(word, (whole,))
+        symbols: list[int] = []
+        for letter in word:
+            raw = letter.encode()
+            index = find(raw)
+            if index in self._outside:
+                index = -1
+            # Negative: a byte, which joins with nothing.
+            symbols.extend([index] if index >= 0 else [-1 - byte for byte in raw])
+        ids = (
+            index if index >= 0 else self._bytes[-1 - index]
+            for index in merge_symbols(symbols, self._merges.lookup)
+        )
+        return self._cache.keep(word, tuple(index for index in ids if index >= 0))
+
+    def token_bytes(self, index: int) -> bytes:
+        """The bytes that a token stands for, a special token's text included."""
+        raw = raw_bytes_of_piece(self._vocabulary, index)
+        return raw.replace(SPACE.encode(), b" ") if self._all_escaped else raw
+
+    def may_cut(self, left: str, right: str) -> bool:
+        """Whether a text may be cut between these two characters."""
+        return self._splitter.ends_at_space and self._unspanned.may_cut(left, right)

@@ -1,108 +1,255 @@
-"""Hugging Face's ``tokenizer.json``, run by the tokenizers library itself.
+"""Reading Hugging Face's ``tokenizer.json`` as a stream.
 
-It needs several times the memory that the same vocabulary needs from a GGUF file.
+The vocabulary and the merges go into flat buffers on the way: the tokenizers library would need
+several times the memory of the file for them.
 """
 
 from __future__ import annotations
 
-import json
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from edge_rt.errors import ModelError, StorageError, UsageError
-from edge_rt.sizes import MIB
-from edge_rt.tokenizer_bpe import bytes_of_piece
-from edge_rt.tokenizer_spm import SPACE
-from edge_rt.tokenizer_vocab import BYTE, CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from edge_rt.errors import ModelError
+from edge_rt.json_stream import JsonStream
+from edge_rt.tokenizer_added import AddedToken
+from edge_rt.tokenizer_special import MAX_SPECIALS
+from edge_rt.tokenizer_vocab import (
+    CONTROL,
+    MAX_BLOB_BYTES,
+    MAX_TOKENS,
+    NORMAL,
+    USER_DEFINED,
+    Vocabulary,
+)
 
-_MAX_BYTES = 64 * MIB  # the largest known, gemma's, has 33 MiB
+_KEPT: Final = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+# Settings of the model that change what it does, and the values that are supported.
+_PLAIN: Final = {
+    "dropout": (None, 0, 0.0),
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, ""),
+}
 
 
-def read_text(path: Path, max_bytes: int) -> str:
-    """Read a small text file; raises `UsageError`, `ModelError` or `StorageError`."""
+@dataclass
+class Layout:
+    """What a tokenizer.json says beside its vocabulary and merges."""
+
+    parts: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    added: list[AddedToken] = field(default_factory=list)
+    entries: int = 0
+    merges: int = 0
+    merges_at: int | None = None  # offset of merges that are still to be read
+
+    def kinds(self, part: str) -> set[str]:
+        """The types of a component and of all that it consists of."""
+        found: set[str] = set()
+        pending = [self.parts.get(part)]
+        while pending:
+            one = pending.pop()
+            if isinstance(one, dict):
+                found.add(str(one.get("type")))
+                pending.extend(one.values())
+            elif isinstance(one, list):
+                pending.extend(one)
+        return found
+
+    @property
+    def byte_level(self) -> bool:
+        """Whether the pieces are in the byte-level alphabet."""
+        return "ByteLevel" in self.kinds("decoder")
+
+
+TakeVocab = Callable[[JsonStream, Iterator[tuple[bytes, int]]], int]
+TakeMerges = Callable[[JsonStream, Layout, Iterator[tuple[bytes, bytes | None]]], int]
+
+
+def walk(path: Path, take_vocab: TakeVocab, take_merges: TakeMerges) -> Layout:
+    """Read a tokenizer.json; vocabulary and merges are handed on as streams, the merges last.
+
+    Raises `ModelError` for what is not one, or of a kind that cannot be run exactly.
+    """
+    layout = Layout()
+    seen = set()
+    with JsonStream(path) as stream:
+        for key in stream.members():
+            if key in seen:
+                raise stream.fail(f"{key[:40]!r} occurs twice")
+            seen.add(key)
+            if key == "added_tokens" and stream.peek() == b"[":
+                for _ in stream.items():
+                    layout.added.append(_added_token(stream, stream.value()))
+                    if len(layout.added) > MAX_SPECIALS:
+                        raise stream.fail(f"more than {MAX_SPECIALS} added tokens")
+            elif key == "model":
+                early = {"added_tokens", *_KEPT} <= seen
+                _walk_model(stream, layout, take_vocab, take_merges if early else None)
+            elif key in _KEPT:
+                layout.parts[key] = stream.value()
+            else:
+                stream.skip()
+        if stream.peek():
+            raise stream.fail("something follows the end")
+        if "model" not in seen:
+            raise stream.fail("it has no model, so it is not a tokenizer")
+        if layout.merges_at is not None:
+            stream.seek(layout.merges_at)
+            layout.merges = take_merges(stream, layout, stream.pairs())
+    return layout
+
+
+def _walk_model(
+    stream: JsonStream, layout: Layout, take_vocab: TakeVocab, take_merges: TakeMerges | None
+) -> None:
+    """Merges that come before what they need are left for later (``take_merges`` None: all)."""
+    model = layout.model
+    if stream.peek() != b"{":
+        raise stream.fail("its model is not an object, so it is not a tokenizer")
+    done = False
+    for key in stream.members():
+        if key in model:
+            raise stream.fail(f"{key[:40]!r} occurs twice")
+        if key == "vocab":
+            if model.get("type", "BPE") != "BPE" or stream.peek() != b"{":
+                kind = str(model.get("type", "Unigram"))[:40]
+                raise stream.fail(f"its model {kind!r} is not supported (supported: BPE)")
+            layout.entries = take_vocab(stream, stream.numbers())
+            done = True
+            model[key] = None
+        elif key == "merges":
+            if done and take_merges:
+                layout.merges = take_merges(stream, layout, stream.pairs())
+            else:
+                layout.merges_at = stream.tell()
+                stream.skip()
+            model[key] = None
+        else:
+            model[key] = stream.value()
+            if key == "type" and model[key] != "BPE":
+                raise stream.fail(
+                    f"its model {str(model[key])[:40]!r} is not supported (supported: BPE)"
+                )
+    if not done or "merges" not in model:
+        raise stream.fail("its model has no vocab or no merges, so it is not byte-pair encoding")
+    for key, supported in _PLAIN.items():
+        if model.get(key) not in supported:
+            raise stream.fail(f"{key} {str(model[key])[:40]!r} of its model is not supported")
+
+
+def _added_token(stream: JsonStream, value: Any) -> AddedToken:
+    flags = ("special", "lstrip", "rstrip", "single_word", "normalized")
+    if (
+        not isinstance(value, dict)
+        or not isinstance(value.get("content"), str)
+        or not isinstance(value.get("id"), int)
+        or not 0 <= value["id"] < MAX_TOKENS
+        or not all(isinstance(value.get(flag, False), bool) for flag in flags)
+    ):
+        raise stream.fail(f"{str(value)[:60]!r} is not an added token")
+    content = value["content"]
     try:
-        if not path.is_file():
-            raise UsageError(f"no such file: {path}")
-        if path.stat().st_size > max_bytes:
-            raise ModelError(f"{path} has more than {max_bytes} bytes")
-        return path.read_bytes().decode()
-    except UnicodeDecodeError:
-        raise ModelError(f"{path} is not UTF-8") from None
-    except PermissionError as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
+        content.encode()
+    except UnicodeEncodeError:
+        raise stream.fail("a string is not Unicode") from None
+    return AddedToken(content, value["id"], *(bool(value.get(flag, False)) for flag in flags))
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """``tokenizer_config.json`` of ``folder``, empty when there is none."""
-    path = folder / "tokenizer_config.json"
-    if not path.is_file():
-        return {}
-    try:
-        settings = json.loads(read_text(path, MIB * 4))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, (UsageError, ModelError)):
-            raise
-        raise ModelError(f"{path} is not JSON: {str(error)[:80]}") from None
-    return settings if isinstance(settings, dict) else {}
+class Pieces:
+    """The pieces of a JSON object in its own order, without an object for each."""
 
+    def __init__(self) -> None:
+        self._blob, self._ends, self._ids = bytearray(), array("I"), array("I")
 
-class JsonModel:
-    """Encodes whole texts, special tokens included."""
+    def take(self, stream: JsonStream, entries: Iterator[tuple[bytes, int]]) -> int:
+        for raw, index in entries:
+            self.add(raw if b"\\" not in raw else stream.text(raw).encode(), index)
+            if index >= MAX_TOKENS or len(self._blob) > MAX_BLOB_BYTES:
+                raise stream.fail(f"a vocabulary with id {index} or so many bytes is too large")
+        return len(self._ids)
 
-    def __init__(self, path: Path) -> None:
-        from tokenizers import Tokenizer
+    def add(self, piece: bytes, index: int) -> None:
+        self._blob += piece
+        self._ends.append(len(self._blob))
+        self._ids.append(index)
 
-        self._path = path
-        text = read_text(path, _MAX_BYTES)
-        try:
-            self._tokenizer = Tokenizer.from_str(text)
-        except BaseException as error:  # the library also raises pyo3's PanicException
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            raise ModelError(f"{path} is not a tokenizer: {str(error)[:160]}") from None
-        decoder = str(self._tokenizer.decoder or "")
-        self._byte_level = "ByteLevel" in decoder
-        # The name that `Tokenizer` asks for: whether decoding takes the first space away.
-        self.add_space_prefix = "Strip(" in decoder or "Metaspace" in decoder
-        self.vocabulary = self._vocabulary()
+    def __iter__(self) -> Iterator[tuple[bytes, int]]:
+        start = 0
+        for end, index in zip(self._ends, self._ids, strict=True):
+            yield bytes(self._blob[start:end]), index
+            start = end
 
-    def _vocabulary(self) -> Vocabulary:
-        tokenizer = self._tokenizer
-        added = tokenizer.get_added_tokens_decoder()
-        ids = tokenizer.get_vocab(with_added_tokens=True).values()
-        n_tokens = 1 + max(ids, default=-1)
-        if n_tokens > 2 * len(ids) + 65536:
-            raise ModelError(f"{self._path}: {len(ids)} tokens have ids up to {n_tokens - 1}")
-        del ids
+    def vocabulary(self, path: Path, added: list[AddedToken]) -> Vocabulary:
+        """In the order of the ids, placeholders for ids that have no piece."""
+        n_entries = len(self._ids)
+        n_tokens = 1 + max([max(self._ids, default=-1), *(token.token_id for token in added)])
+        if n_tokens > 2 * n_entries + 65536:
+            raise ModelError(f"{path}: {n_entries} tokens have ids up to {n_tokens - 1}")
+        place = array("I", bytes(4)) * n_tokens  # of an id in the order of the file, + 1
+        for number, index in enumerate(self._ids):
+            if place[index]:
+                raise ModelError(f"{path}: two tokens have the id {index}")
+            place[index] = number + 1
+        contents = {token.token_id: token.content.encode() for token in added}
         types = bytearray([NORMAL]) * n_tokens
-        pieces = []
-        for index in range(n_tokens):
-            piece = tokenizer.id_to_token(index)
-            if piece is None:  # a hole in the ids
-                piece = f"[unused {index}]"
-                types[index] = CONTROL
-            elif index in added:
-                types[index] = CONTROL if added[index].special else USER_DEFINED
-            elif not self._byte_level and len(piece) == 6 and piece.startswith("<0x"):
-                types[index] = BYTE
-            pieces.append(piece.encode())
-        return Vocabulary(pieces, n_tokens, types)
+        for token in added:
+            types[token.token_id] = CONTROL if token.special else USER_DEFINED
 
-    def encode(self, text: str, special: bool) -> list[int]:
-        """Encode ``text``; ``special``: control tokens in it are found."""
-        self._tokenizer.encode_special_tokens = not special
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        def pieces() -> Iterator[bytes]:
+            for index in range(n_tokens):
+                number = place[index]
+                if number:
+                    start = self._ends[number - 2] if number > 1 else 0
+                    yield bytes(self._blob[start : self._ends[number - 1]])
+                elif index in contents:
+                    yield contents[index]
+                else:
+                    types[index] = CONTROL
+                    yield b"[unused %d]" % index
 
-    def token_bytes(self, index: int) -> bytes:
-        """The bytes of an ordinary or byte token."""
-        piece = self.vocabulary.piece(index)
-        if self._byte_level:
-            return bytes_of_piece(piece)
-        if self.vocabulary.types[index] == BYTE:
-            try:
-                return bytes([int(piece[3:5], 16)])
-            except ValueError:
-                return piece
-        return piece.replace(SPACE.encode(), b" ")
+        return Vocabulary(pieces(), n_tokens, types)
+
+
+def pair(stream: JsonStream, one: bytes, two: bytes | None) -> tuple[bytes, bytes]:
+    """The two pieces of a merge, which is "left right" or an array of both."""
+    if two is None:
+        parts = (one if b"\\" not in one else stream.text(one).encode()).split(b" ")
+        if len(parts) != 2:
+            raise stream.fail(f"{one[:60]!r} is not a merge")
+        return parts[0], parts[1]
+    return stream.text(one).encode(), stream.text(two).encode()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What decides how much memory the tokenizer of a tokenizer.json needs."""
+
+    tokens: int
+    merges: int
+    token_bytes: int
+    specials: int
+    with_library: bool
+
+
+def scan(path: Path) -> Counts:
+    """Count without building: the whole file is read, nothing of it is kept."""
+    n_bytes = 0
+
+    def take_vocab(stream: JsonStream, entries: Iterator[tuple[bytes, int]]) -> int:
+        nonlocal n_bytes
+        count = 0
+        for raw, _ in entries:
+            n_bytes += len(raw) if b"\\" not in raw else len(stream.text(raw).encode())
+            count += 1
+        return count
+
+    def take_merges(_: JsonStream, __: Layout, pairs: Iterator[tuple[bytes, bytes | None]]) -> int:
+        return sum(1 for _ in pairs)
+
+    layout = walk(path, take_vocab, take_merges)
+    n_added = len(layout.added)
+    n_bytes += sum(len(token.content.encode()) for token in layout.added)
+    return Counts(layout.entries + n_added, layout.merges, n_bytes, n_added, layout.byte_level)

@@ -13,24 +13,36 @@ from collections.abc import Iterable
 from typing import Final
 
 from edge_rt.errors import ModelError
-from edge_rt.tokenizer_vocab import (
-    BYTE,
-    INFINITE,
-    NORMAL,
-    Vocabulary,
-    left_neighbours,
-    merge_symbols,
-)
+from edge_rt.tokenizer_special import INSIDE
+from edge_rt.tokenizer_vocab import BYTE, INFINITE, NORMAL, Vocabulary, merge_symbols
+from edge_rt.tokenizer_words import SPACE, Unspanned, WordCache
 
-SPACE: Final = "▁"
-_BYTE_TOKEN = re.compile(rb"<0x([0-9A-F]{2})>")
-_CACHED_WORDS: Final = 2048
-_CACHED_LETTERS: Final = 32
-_CACHED_IDS: Final = 16
+_BYTE_TOKEN: Final = re.compile(rb"<0x([0-9A-F]{2})>")
+
+
+def byte_ids(vocabulary: Vocabulary) -> list[int]:
+    """The byte token of each byte, -1 where there is none; raises `ModelError`."""
+    for index, kind in enumerate(vocabulary.types):
+        if kind == BYTE and not _BYTE_TOKEN.fullmatch(vocabulary.piece(index)):
+            raise ModelError(
+                f"byte token {index} is {vocabulary.piece(index)[:40]!r}, not <0x00> to <0xFF>"
+            )
+    return [vocabulary.find(b"<0x%02X>" % byte) for byte in range(256)]
+
+
+def bytes_of_piece(vocabulary: Vocabulary, index: int) -> bytes:
+    """The bytes that a token stands for."""
+    piece = vocabulary.piece(index)
+    kind = vocabulary.types[index]
+    if kind == BYTE:
+        return bytes([int(piece[3:5], 16)])
+    return piece.replace(SPACE.encode(), b" ") if kind == NORMAL else piece
 
 
 class SentencePieceModel:
     """Ids of a text without special tokens, with fallback to byte tokens, then ``unknown_id``."""
+
+    ends_at_line = False
 
     def __init__(
         self,
@@ -48,49 +60,26 @@ class SentencePieceModel:
             raise ModelError(f"there are {n_tokens} tokens, but {len(self._scores)} scores")
         if any(score != score for score in self._scores):
             raise ModelError("a token's score is not a number")
-        self._bytes = self._byte_ids(vocabulary)
-        self._inner: dict[str, set[str]] = {}
-        for letter in (SPACE, "\n"):
-            raw = letter.encode()
-            within = (p for p in map(vocabulary.piece, range(n_tokens)) if p.find(raw, 1) > 0)
-            texts = (p.decode(errors="replace") for p in within)
-            self._inner[letter] = left_neighbours(texts, letter)
-        inner = "".join(map(re.escape, sorted(self._inner[SPACE] | {SPACE})))
-        # Never a token spans these places, so what is on either side is merged on its own.
-        self._words = re.compile(f"(?<=[^{inner}])(?={SPACE})")
-        self._cache: dict[str, tuple[int, ...]] = {}
-
-    def _byte_ids(self, vocabulary: Vocabulary) -> list[int]:
-        """The id for each byte that is no token's: its byte token, else that byte, else -1."""
-        for index, kind in enumerate(vocabulary.types):
-            if kind == BYTE and not _BYTE_TOKEN.fullmatch(vocabulary.piece(index)):
-                raise ModelError(
-                    f"byte token {index} is {vocabulary.piece(index)[:40]!r}, not <0x00> to <0xFF>"
-                )
-        found = (vocabulary.find(b"<0x%02X>" % byte) for byte in range(256))
-        return [i if i >= 0 else vocabulary.find(bytes([b])) for b, i in enumerate(found)]
+        # A byte without a byte token is that byte's own token.
+        own = (vocabulary.find(bytes([byte])) for byte in range(256))
+        self._bytes = [i if i >= 0 else j for i, j in zip(byte_ids(vocabulary), own, strict=True)]
+        self._unspanned = Unspanned(vocabulary)
+        self._cache = WordCache()
 
     def _lookup(self, left: bytes, right: bytes) -> tuple[float, bytes]:
         joined = left + right
         index = self._vocabulary.find(joined)
         return (-self._scores[index], joined) if index >= 0 else (INFINITE, joined)
 
-    def encode(self, text: str, first: bool) -> list[int]:
-        """Encode ``text``; ``first``: it starts the whole text or follows a special token."""
+    def encode(self, text: str, place: int) -> list[int]:
+        """Encode ``text``, which gets a space unless its ``place`` is INSIDE."""
         text = text.replace(" ", SPACE)
-        if first and self.add_space_prefix:
+        if place != INSIDE and self.add_space_prefix:
             text = SPACE + text
         ids: list[int] = []
-        cache = self._cache
-        for word in self._words.split(text):
-            known = cache.get(word)
-            if known is None:
-                known = self._encode_word(word)
-                if len(word) <= _CACHED_LETTERS and len(known) <= _CACHED_IDS:
-                    if len(cache) >= _CACHED_WORDS:
-                        cache.clear()
-                    cache[word] = known
-            ids.extend(known)
+        known = self._cache.get
+        for word in self._unspanned.words(text):
+            ids.extend(known(word) or self._encode_word(word))
         return ids
 
     def _encode_word(self, word: str) -> tuple[int, ...]:
@@ -103,16 +92,12 @@ class SentencePieceModel:
                     raise ModelError(f"the vocabulary has no token for {symbol.decode()!r}")
                 fallback = [self._unknown_id]
             ids.extend(fallback)
-        return tuple(ids)
+        return self._cache.keep(word, tuple(ids))
 
     def token_bytes(self, index: int) -> bytes:
-        """The bytes of an ordinary or byte token."""
-        piece = self._vocabulary.piece(index)
-        kind = self._vocabulary.types[index]
-        if kind == BYTE:
-            return bytes([int(piece[3:5], 16)])
-        return piece.replace(SPACE.encode(), b" ") if kind == NORMAL else piece
+        """The bytes that a token stands for, a special token's text included."""
+        return bytes_of_piece(self._vocabulary, index)
 
-    def cuts(self, right: str) -> set[str] | None:
-        """Characters after which the text must not be cut before ``right``."""
-        return self._inner[SPACE if right == " " else right]
+    def may_cut(self, left: str, right: str) -> bool:
+        """Whether a text may be cut between these two characters."""
+        return self._unspanned.may_cut(left, right)

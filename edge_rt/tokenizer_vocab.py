@@ -6,7 +6,7 @@ A dict of 151936 tokens with its strings needs 22 MiB; this needs 4 MiB, at buil
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
 from typing import Any, Final
@@ -16,7 +16,6 @@ from edge_rt.errors import ModelError
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 MAX_TOKENS: Final = 1 << 22  # the largest known vocabularies have 2^18
 MAX_BLOB_BYTES: Final = 1 << 25  # of all tokens; 262144 tokens of gemma have 2 MiB
-MAX_SPECIALS: Final = 16384  # each is a Python object and sought in every text; gemma has 6415
 INFINITE: Final = float("inf")
 
 
@@ -27,12 +26,12 @@ def empty_slots(n_entries: int) -> array[int]:
 
 
 class Vocabulary:
-    """Pieces, types and an index from a piece's bytes to its id; immutable once built.
+    """Pieces, types and an index from a piece's bytes to its id.
 
     Raises `ModelError` for an empty or too large vocabulary, a duplicate piece and a wrong type.
     """
 
-    __slots__ = ("_blob", "_ends", "_slots", "specials", "types")
+    __slots__ = ("_blob", "_ends", "_slots", "types")
 
     def __init__(self, pieces: Iterable[bytes], n_tokens: int, types: Iterable[int] | None) -> None:
         if not 0 < n_tokens < MAX_TOKENS:
@@ -45,6 +44,7 @@ class Vocabulary:
         slots, mask = self._slots, len(self._slots) - 1
         end = 0
         for index, piece in enumerate(pieces):
+            piece = piece or b"[EMPTY_%d]" % index
             # The slot is sought first, while the blob does not have this piece yet.
             slot = hash(piece) & mask
             while other := slots[slot]:
@@ -61,8 +61,7 @@ class Vocabulary:
             ends.append(end)
         self._blob = bytes(blob)
         # Without types every token is an ordinary one.
-        self.types = bytes([NORMAL]) * n_tokens if types is None else _types(types, n_tokens)
-        self.specials = _specials(self)
+        self.types = _types(types, n_tokens) if types else bytearray([NORMAL]) * n_tokens
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -88,70 +87,18 @@ class Vocabulary:
         return len(self._blob)
 
 
-def _types(types: Iterable[int], n_tokens: int) -> bytes:
+def _types(types: Iterable[int], n_tokens: int) -> bytearray:
     try:
-        packed = bytes(types)
+        packed = bytearray(types)
     except ModelError:
         raise
     except ValueError:  # below 0 or above 255
-        packed = b"\xff"
+        packed = bytearray(b"\xff")
     if packed.strip(bytes(range(NORMAL, BYTE + 1))):
         raise ModelError("a token's type is not one of 1 to 6")
     if len(packed) != n_tokens:
         raise ModelError(f"there are {n_tokens} tokens, but {len(packed)} token types")
     return packed
-
-
-def _specials(vocabulary: Vocabulary) -> list[tuple[str, int, bool]]:
-    """(text, id, whether it is the user's text too), the longest first as llama.cpp has them."""
-    found = []
-    for index, kind in enumerate(vocabulary.types):
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED):
-            text = vocabulary.piece(index).decode(errors="replace")
-            if text:
-                found.append((text, index, kind == USER_DEFINED))
-                if len(found) > MAX_SPECIALS:
-                    raise ModelError(f"more than {MAX_SPECIALS} special tokens are not supported")
-    found.sort(key=lambda item: -len(item[0].encode()))
-    return found
-
-
-def partition(
-    specials: list[tuple[str, int, bool]], text: str, special: bool
-) -> Iterator[str | int]:
-    """Cut ``text`` at its special tokens: text and ids in turn.
-
-    User-defined tokens are always found, control tokens only when ``special``. As in llama.cpp
-    a longer token wins over a shorter one, wherever they are.
-    """
-    letters = set(text)
-    fragments: list[str | int] = [text] if text else []
-    for piece, index, user_defined in specials:
-        if not (special or user_defined) or piece[0] not in letters or piece not in text:
-            continue
-        cut: list[str | int] = []
-        for fragment in fragments:
-            if isinstance(fragment, int):
-                cut.append(fragment)
-                continue
-            for place, part in enumerate(fragment.split(piece)):
-                if place:
-                    cut.append(index)
-                if part:
-                    cut.append(part)
-        fragments = cut
-    yield from fragments
-
-
-def left_neighbours(texts: Iterable[str], right: str) -> set[str]:
-    """The characters that stand directly before ``right`` inside any of ``texts``."""
-    found = set()
-    for text in texts:
-        at = text.find(right, 1)
-        while at > 0:
-            found.add(text[at - 1])
-            at = text.find(right, at + 1)
-    return found
 
 
 def merge_symbols(symbols: list[Any], lookup: Any) -> list[Any]:

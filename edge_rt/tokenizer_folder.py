@@ -1,0 +1,222 @@
+"""A `Tokenizer` from a Hugging Face folder: its ``tokenizer.json`` and the files beside it.
+
+The model runs in the arrays that a GGUF file's becomes. The tokenizers library is not even imported
+for the SentencePiece-like ones, whose normalizers and pre-tokenizers are a few replacements; for
+the byte-level ones it normalizes and splits the text (`Library`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edge_rt.errors import ModelError, UsageError
+from edge_rt.json_stream import JsonStream
+from edge_rt.tokenizer_added import AddedToken, AddedTokens, Normalize
+from edge_rt.tokenizer_bpe import LETTER_OF_BYTE, BytePairModel, Merges, RawPairModel
+from edge_rt.tokenizer_json import Layout, Pieces, pair, walk
+from edge_rt.tokenizer_library import Library
+from edge_rt.tokenizer_parts import Model, Parts
+from edge_rt.tokenizer_raw import components, read_raw_text
+from edge_rt.tokenizer_special import END_NAMES, exceptions
+from edge_rt.tokenizer_spm import byte_ids
+from edge_rt.tokenizer_vocab import BYTE, CONTROL, NORMAL, Vocabulary
+
+
+class _Reader:
+    """Builds the vocabulary when its pieces and added tokens are known, then the merges."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.pieces = path, Pieces()
+        self.vocabulary: Vocabulary
+        self.merges: Merges
+        self.added: list[AddedToken]
+
+    def take_merges(
+        self, stream: JsonStream, layout: Layout, pairs: Iterator[tuple[bytes, bytes | None]]
+    ) -> int:
+        self.added = _settled(self._path, layout, self.pieces)
+        self.vocabulary = vocabulary = self.pieces.vocabulary(self._path, self.added)
+        del self.pieces
+        if not layout.byte_level:
+            for byte in range(256):
+                index = vocabulary.find(b"<0x%02X>" % byte)
+                if index >= 0 and vocabulary.types[index] == NORMAL:
+                    vocabulary.types[index] = BYTE
+        parts = (pair(stream, *one) for one in pairs)
+        self.merges = Merges(vocabulary, parts, last_counts=True)
+        return len(self.merges)
+
+
+def _settled(path: Path, layout: Layout, pieces: Pieces) -> list[AddedToken]:
+    """The added tokens whose ids are those that the library gives them; else `ModelError`."""
+    wanted = {token.content.encode(): -1 for token in layout.added}
+    for piece, index in pieces:
+        if piece in wanted:
+            wanted[piece] = index
+    found: dict[str, AddedToken] = {}
+    highest = -1
+    for token in layout.added:
+        if not token.content or token.content in found:
+            continue
+        index = wanted[token.content.encode()]
+        if index < 0:
+            index = max(highest + 1, layout.entries)
+        if index != token.token_id:
+            raise ModelError(
+                f"{path}: added token {token.content[:40]!r} has the id {token.token_id}, "
+                f"not {index}"
+            )
+        highest = max(highest, index)
+        found[token.content] = token
+    return list(found.values())
+
+
+def read_folder(folder: Path, name: str = "tokenizer.json") -> Parts:
+    """Build the parts of a `Tokenizer` from the files of a Hugging Face folder."""
+    path = tokenizer_path(folder, name)
+    reader = _Reader(path)
+    layout = walk(path, reader.pieces.take, reader.take_merges)
+    vocabulary = reader.vocabulary
+    try:
+        model, normalize = _model(layout, reader)
+        ids = _Ids(folder, layout, vocabulary)
+        return Parts(
+            vocabulary,
+            model,
+            AddedTokens(reader.added, normalize),
+            bos_id=ids.bos,
+            eos_ids=ids.ends,
+            add_bos=ids.add_bos,
+            add_eos=ids.add_eos,
+            strips_space=bool(layout.kinds("decoder") & {"Strip", "Metaspace"}),
+        )
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def tokenizer_path(folder: Path, name: str = "tokenizer.json") -> Path:
+    """The file to read; raises when there is only another kind of tokenizer."""
+    path = folder / name
+    if not path.is_file():
+        if (folder / "tokenizer.model").is_file():
+            raise ModelError(
+                f"{path} is missing: SentencePiece's tokenizer.model alone is not supported; "
+                "transformers' save_pretrained writes the missing file"
+            )
+        raise UsageError(f"no such file: {path}")
+    return path
+
+
+def _model(layout: Layout, reader: _Reader) -> tuple[Model, Normalize]:
+    vocabulary, settings, parts = reader.vocabulary, layout.model, layout.parts
+    single = any(token.single_word for token in reader.added)
+    whole_words = settings.get("ignore_merges") is True
+    outside = frozenset(t.token_id for t in reader.added if t.token_id >= layout.entries)
+    if layout.byte_level:
+        pre = parts.get("pre_tokenizer")
+        last = components(pre, "pretokenizers")[-1:]
+        if not last or last[0].get("type") != "ByteLevel":
+            raise ModelError("its pre-tokenizer does not end with ByteLevel, as its decoder does")
+        missing = [one for one in LETTER_OF_BYTE if vocabulary.find(one.encode()) < 0]
+        if missing and settings.get("unk_token") is not None:
+            raise ModelError(f"it has an unknown token and none for {missing[0]!r}")
+        library = Library(parts.get("normalizer"), pre)
+        library.ends_at_space = library.ends_at_space and not single
+        library.ends_at_line = library.ends_at_line and not single
+        model = BytePairModel(
+            vocabulary, reader.merges, library, whole_words, in_letters=True, outside=outside
+        )
+        return model, library.normalize
+    if "ByteFallback" not in layout.kinds("decoder"):
+        kinds = ", ".join(sorted(layout.kinds("decoder"))) or "none"
+        raise ModelError(f"its decoder ({kinds}) has neither ByteLevel nor ByteFallback")
+    if settings.get("byte_fallback") is not True or min(byte_ids(vocabulary)) < 0:
+        raise ModelError("its model has no byte_fallback or not all byte tokens")
+    if whole_words:
+        raise ModelError("ignore_merges is not supported for its kind of pieces")
+    raw = read_raw_text(parts.get("normalizer"), parts.get("pre_tokenizer"))
+    raw.splitter.ends_at_space = not single
+    return RawPairModel(
+        vocabulary,
+        reader.merges,
+        raw.splitter,
+        prepare=raw.prepare,
+        outside=outside,
+        all_escaped=True,
+    ), raw.normalize
+
+
+class _Ids:
+    """Ids that other files of the folder name, and whether a prompt gets them."""
+
+    def __init__(self, folder: Path, layout: Layout, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        config = read_settings(folder / "tokenizer_config.json")
+        named = {**read_settings(folder / "special_tokens_map.json"), **config}
+        before, after = _template(layout.parts.get("post_processor"))
+        self.bos = self._token(named.get("bos_token"))
+        if self.bos is None and before:
+            self.bos = self._token(before[0])
+        names = {name for name in END_NAMES if self._is_control(name)}
+        ends = {vocabulary.find(name.encode()) for name in names}
+        ends -= {index for index, _ in exceptions(vocabulary, ends)}
+        end = self._token(named.get("eos_token"))
+        ends |= set() if end is None else {end}
+        for name in ("generation_config.json", "config.json"):
+            settings = read_settings(folder / name)
+            inner = settings.get("text_config")
+            for one in (settings, inner if isinstance(inner, dict) else {}):
+                ends |= self._numbers(folder / name, one.get("eos_token_id"))
+        self.ends = frozenset(ends)
+        asked = config.get("add_bos_token"), config.get("add_eos_token")
+        self.add_bos = asked[0] if isinstance(asked[0], bool) else bool(before)
+        self.add_eos = asked[1] if isinstance(asked[1], bool) else bool(after)
+
+    def _token(self, value: Any) -> int | None:
+        text = value.get("content") if isinstance(value, dict) else value
+        index = self._vocabulary.find(text.encode()) if isinstance(text, str) and text else -1
+        return index if index >= 0 else None
+
+    def _is_control(self, name: str) -> bool:
+        index = self._vocabulary.find(name.encode())
+        return index >= 0 and self._vocabulary.types[index] == CONTROL
+
+    def _numbers(self, path: Path, value: Any) -> set[int]:
+        numbers = value if isinstance(value, list) else [] if value is None else [value]
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise ModelError(f"eos_token_id in {path.name} is {str(value)[:60]}")
+            if not 0 <= number < len(self._vocabulary):
+                raise ModelError(
+                    f"eos_token_id in {path.name} is {number}, not in 0 to "
+                    f"{len(self._vocabulary) - 1}"
+                )
+        return set(numbers)
+
+
+def _template(post_processor: Any) -> tuple[list[str], list[str]]:
+    """Names of the special tokens that a TemplateProcessing puts before and after one text."""
+    for part in components(post_processor, "processors"):
+        single = part.get("single")
+        if part.get("type") == "TemplateProcessing" and isinstance(single, list):
+            found: tuple[list[str], list[str]] = [], []
+            behind = False
+            for one in single:
+                special = one.get("SpecialToken") if isinstance(one, dict) else None
+                if isinstance(special, dict) and isinstance(special.get("id"), str):
+                    found[behind].append(special["id"])
+                else:
+                    behind = True
+            return found
+    return [], []
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A small JSON object, empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    with JsonStream(path) as stream:
+        settings = stream.value()
+    return settings if isinstance(settings, dict) else {}
