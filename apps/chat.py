@@ -25,10 +25,10 @@ Ctrl-C stops an answer; a second time at the prompt it leaves."""
 class Conversation:
     """The messages so far, the engine that answers, and the /commands."""
 
-    def __init__(self, engine: Any, system: str | None, max_tokens: int, sampling: dict[str, Any]):
+    def __init__(self, engine: Any, system: str | None, max_tokens: int, options: dict[str, Any]):
         self.engine = engine
         self.max_tokens = max_tokens
-        self.sampling = sampling
+        self.options = options  # of `Engine.chat`
         self.messages: list[dict[str, str]] = []
         self.last: Any = None
         self.set_system(system)
@@ -46,7 +46,7 @@ class Conversation:
     def ask(self, text: str) -> None:
         """Print the answer to ``text`` as it comes and remember both."""
         question = {"role": "user", "content": text}
-        stream = self.engine.chat([*self.messages, question], self.max_tokens, **self.sampling)
+        stream = self.engine.chat([*self.messages, question], self.max_tokens, **self.options)
         answer = []
         try:
             for piece in stream:
@@ -104,6 +104,8 @@ def chat(
     ram: o.Ram = None,
     ctx: o.Ctx = None,
     system: o.System = None,
+    template: o.Template = None,
+    template_arg: o.TemplateArg = None,
     max_tokens: Annotated[int, typer.Option("-n", "--max-tokens", metavar="N")] = 512,
     temp: o.Temp = 0.7,
     top_k: o.TopK = 40,
@@ -120,8 +122,10 @@ def chat(
     weight_cap: o.WeightCap = None,
 ) -> None:
     """Talk to the model. From a pipe, each line is a message."""
-    path = o.model_path(model)
-    sampling = {
+    source = o.read_template(template)
+    options = {
+        "template": source,
+        "template_args": o.parse_template_args(template_arg),
         "temperature": temp,
         "top_k": top_k,
         "top_p": top_p,
@@ -132,6 +136,7 @@ def chat(
         "seed": seed,
         "stop": stop or (),
     }
+    path = o.model_path(model)
     with o.open_engine(
         path,
         ram,
@@ -141,8 +146,8 @@ def chat(
         io=io,
         weight_cap=weight_cap,
     ) as engine:
-        engine.template()  # say now if there is none
-        talk = Conversation(engine, system, max_tokens, sampling)
+        engine.template(source=source)  # say now if there is none, or if it is broken
+        talk = Conversation(engine, system, max_tokens, options)
         interactive = sys.stdin.isatty()
         if interactive:
             _prepare_terminal()

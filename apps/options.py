@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edge_rt.chat_template import MAX_SOURCE_BYTES
 from edge_rt.demo import pull_demo
 from edge_rt.errors import UsageError
 from edge_rt.library import find_model
@@ -54,6 +55,17 @@ LogitBias = Annotated[
 Seed = Annotated[int | None, typer.Option(metavar="S", help="makes sampling repeatable")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="end at TEXT; repeatable")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="go on after the end token")]
+Template = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="a chat template (Jinja) instead of the model's own"),
+]
+TemplateArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=JSON",
+        help="a variable of the chat template, as in enable_thinking=false; repeatable",
+    ),
+]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="the system message")]
 
 
@@ -126,6 +138,40 @@ def parse_bias(pairs: list[str] | None) -> dict[int, float]:
         except ValueError:
             raise UsageError(f"not a logit bias: {pair!r} (write ID=X, as in 12=-5.0)") from None
     return bias
+
+
+def read_template(file: Path | None) -> str | None:
+    """The text of ``--template``."""
+    if file is None:
+        return None
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_SOURCE_BYTES + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}") from None
+    if len(data) > MAX_SOURCE_BYTES:
+        raise UsageError(f"{file} has more than {format_size(MAX_SOURCE_BYTES)}")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8: {error.reason} at {error.start}") from None
+
+
+def parse_template_args(pairs: list[str] | None) -> dict[str, Any]:
+    """``["enable_thinking=false", 'date="today"']`` as a mapping from name to value."""
+    found = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        try:
+            if not (name.isidentifier() and equals):
+                raise ValueError
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            raise UsageError(
+                f"not a template argument: {pair[:200]!r} (write KEY=JSON, as in "
+                "enable_thinking=false or 'name=\"text\"')"
+            ) from None
+    return found
 
 
 def process_seconds() -> float:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge_rt import budget, generation
 from edge_rt.assemble import assemble
-from edge_rt.chat_template import ChatTemplate
+from edge_rt.chat_source import find_template, special_tokens
+from edge_rt.chat_template import RESERVED, ChatTemplate
 from edge_rt.errors import (
     BudgetError,
     EdgeRTError,
@@ -399,33 +400,38 @@ class Engine:
         messages: Sequence[Mapping[str, Any]],
         max_tokens: int = 512,
         tools: Sequence[Any] | None = None,
+        *,
+        template: str | None = None,
+        template_args: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> generation.Stream:
         """Answer a conversation: an iterator over pieces of the assistant's text.
 
-        ``messages`` as in ``[{"role": "user", "content": "hi"}]``, through the model's own
-        template.
+        ``messages`` as in ``[{"role": "user", "content": "hi"}]``, through the model's own template
+        or the source ``template``. ``tools``: JSON schemas of functions. ``template_args``: the
+        template's variables, such as ``{"enable_thinking": False}``. BOS is added where the
+        tokenizer wants it and the template has not written it.
         """
-        text = self.template().render(messages, add_generation_prompt=True, tools=tools)
-        # The template writes BOS itself where the model wants it.
-        tokens = self.tokenizer.encode(text, special=True)
+        arguments = dict(template_args or {})
+        if taken := [name for name in arguments if name in RESERVED]:
+            raise UsageError(f"{taken[0]} is no template argument: chat sets it itself")
+        chosen = self.template(tools=bool(tools), source=template)
+        text = chosen.render(messages, tools=tools, **arguments)
+        tokens = self.encode_prompt(text, special=True)
         return generation.Stream(self, tokens, max_tokens, generation.sampling_from(sampling))
 
-    def template(self) -> ChatTemplate:
-        """The model's chat template; raises `UsageError` if the file has none."""
-        if self._template is None:
-            text = self.source.get_str("tokenizer.chat_template", "")
-            if not text:
-                raise UsageError("this model has no chat template: use generate with raw text")
-            self._template = ChatTemplate(
-                text,
-                bos_token=self._token_text(self.tokenizer.bos_id),
-                eos_token=self._token_text(self.source.get_int("tokenizer.ggml.eos_token_id", -1)),
-            )
-        return self._template
+    def template(self, tools: bool = False, source: str | None = None) -> ChatTemplate:
+        """The model's chat template, the one for ``tools`` if it has one, or one from ``source``.
 
-    def _token_text(self, token: int | None) -> str:
-        return "" if token is None or token < 0 else self.tokenizer.token_text(token)
+        Raises `UsageError` if the model has none.
+        """
+        if source is None:
+            source = find_template(self.source, tools)
+        if source is None:
+            raise UsageError("this model has no chat template: use generate with raw text")
+        if self._template is None or self._template.source != source:
+            self._template = ChatTemplate(source, **special_tokens(self.source, self.tokenizer))
+        return self._template
 
     def iter_logits(self, tokens: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
         """Teacher-forced: yield the float32 logits (n_vocab,) after each of ``tokens``.
