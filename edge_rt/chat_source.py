@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
-from edge_rt.errors import ModelError
+from edge_rt.errors import ModelError, StorageError, UsageError
+from edge_rt.loaders.source import WeightSource
 from edge_rt.sizes import MIB
 from edge_rt.tokenizer import Tokenizer
-from edge_rt.tokenizer_json import read_settings, read_text
+from edge_rt.tokenizer_folder import read_settings
 
 _KEY: Final = "tokenizer.chat_template"
 _MAX_BYTES: Final = 1 * MIB
@@ -20,19 +20,18 @@ _TOKEN_KEYS: Final = {
 }  # fmt: skip
 
 
-def find_template(source: Any, tools: bool) -> str | None:
+def find_template(source: WeightSource, tools: bool) -> str | None:
     """The source of a model's chat template, None if it has none.
 
-    ``source``: a `GGUFFile`, or anything with the path of a Hugging Face folder as ``.folder``.
     ``tools``: prefer the template named ``tool_use``, where there is one.
     """
-    folder = getattr(source, "folder", None)
+    folder = source.folder
     named = _in_gguf(source, tools) if folder is None else _in_folder(Path(folder), tools)
     chosen = (named.get("tool_use") if tools else None) or named.get("default")
     return chosen or None
 
 
-def _in_gguf(source: Any, tools: bool) -> dict[str, str]:
+def _in_gguf(source: WeightSource, tools: bool) -> dict[str, str]:
     named = {"default": source.get_str(_KEY, "")}
     if tools:
         named["tool_use"] = source.get_str(f"{_KEY}.tool_use", "")
@@ -43,26 +42,39 @@ def _in_folder(folder: Path, tools: bool) -> dict[str, str]:
     """As transformers looks: files of templates go before ``tokenizer_config.json``."""
     named = {}
     if (path := folder / "chat_template.jinja").is_file():
-        named["default"] = read_text(path, _MAX_BYTES)
+        named["default"] = _read_text(path)
     path = folder / "additional_chat_templates" / "tool_use.jinja"
     if tools and path.is_file():
-        named["tool_use"] = read_text(path, _MAX_BYTES)
+        named["tool_use"] = _read_text(path)
     if "default" in named:
         return named
-    return {**(_named(read_settings(folder).get("chat_template")) or _in_json(folder)), **named}
+    return {
+        **(
+            _named(read_settings(folder / "tokenizer_config.json").get("chat_template"))
+            or _in_json(folder)
+        ),
+        **named,
+    }
 
 
 def _in_json(folder: Path) -> dict[str, str]:
     """``chat_template.json``, which processors of older models have."""
-    path = folder / "chat_template.json"
-    if not path.is_file():
-        return {}
-    text = read_text(path, _MAX_BYTES)
+    return _named(read_settings(folder / "chat_template.json").get("chat_template"))
+
+
+def _read_text(path: Path) -> str:
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON: {str(error)[:80]}") from None
-    return _named(found.get("chat_template") if isinstance(found, dict) else None)
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ModelError(f"{path} has more than {_MAX_BYTES} bytes")
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ModelError(f"{path} is not UTF-8") from None
+    except PermissionError as error:
+        raise UsageError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
 
 
 def _named(value: Any) -> dict[str, str]:
@@ -78,16 +90,16 @@ def _named(value: Any) -> dict[str, str]:
     }
 
 
-def special_tokens(source: Any, tokenizer: Tokenizer) -> dict[str, str]:
+def special_tokens(source: WeightSource, tokenizer: Tokenizer) -> dict[str, str]:
     """The texts of special tokens by the names templates use; only those the model has.
 
     ``source`` as for `find_template`. In a GGUF they are the tokenizer's ids, in a folder what
     ``tokenizer_config.json`` says.
     """
-    folder = getattr(source, "folder", None)
+    folder = source.folder
     found = {}
     if folder is not None:
-        settings = read_settings(Path(folder))
+        settings = read_settings(Path(folder) / "tokenizer_config.json")
         for name in _TOKEN_KEYS:
             value = settings.get(name)
             text = value.get("content") if isinstance(value, dict) else value

@@ -102,7 +102,8 @@ def _generate(
             sampler = Sampler(int.from_bytes(os.urandom(8), "little") if seed is None else seed)
             # A leading space belongs to the text unless nothing was before it.
             tokenizer = engine.tokenizer
-            decoder = tokenizer.stream(continues=any(map(tokenizer.is_ordinary, prompt)))
+            continues = not all(map(tokenizer.is_control, prompt))
+            decoder = tokenizer.stream(continues=continues)
             stop = StopStrings(sampling.stop)
             while True:
                 token = engine.sample(sampler, sampling, prompt, generated)

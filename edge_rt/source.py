@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from edge_rt.errors import UsageError
@@ -39,11 +38,10 @@ def open_source(path: str | os.PathLike[str]) -> WeightSource:
             raise file.fail(reason)
         file.refuse_unsupported()
         return file
-    raw = SafetensorsFolder.open(path)
     # Only those who have such a folder pay for the code that translates it.
-    module = import_module("edge_rt.models.huggingface")
-    source: WeightSource = module.huggingface_source(raw)
-    return source
+    from edge_rt.models.huggingface import huggingface_source
+
+    return huggingface_source(SafetensorsFolder.open(path))
 
 
 def why_no_model(file: GGUFFile) -> str:

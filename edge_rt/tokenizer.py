@@ -10,10 +10,11 @@ from typing import Final
 
 from edge_rt.errors import UsageError
 from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.loaders.source import WeightSource
 from edge_rt.process import release_memory
 from edge_rt.tokenizer_folder import read_folder
 from edge_rt.tokenizer_gguf import read_gguf
-from edge_rt.tokenizer_parts import FolderSource, Parts
+from edge_rt.tokenizer_parts import Parts
 from edge_rt.tokenizer_special import AFTER_TOKEN, AT_START, INSIDE, UNICODE_SPACE
 from edge_rt.tokenizer_vocab import CONTROL, UNKNOWN
 from edge_rt.tokenizer_words import left_neighbours
@@ -96,9 +97,9 @@ class Tokenizer:
         return cls.from_source(GGUFFile.open(file, allow_unsupported=True))
 
     @classmethod
-    def from_source(cls, source: GGUFFile | FolderSource) -> Tokenizer:
+    def from_source(cls, source: WeightSource) -> Tokenizer:
         """Build for an opened model: a GGUF file's metadata, or the folder of any other source."""
-        if isinstance(source, GGUFFile):
+        if source.folder is None:
             return cls(read_gguf(source))
         return cls(read_folder(Path(source.folder)))
 

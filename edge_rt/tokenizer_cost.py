@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.loaders.source import WeightSource
 from edge_rt.sizes import MIB
 from edge_rt.tokenizer_folder import tokenizer_path
 from edge_rt.tokenizer_json import scan
-from edge_rt.tokenizer_parts import FolderSource
 from edge_rt.tokenizer_special import MAX_SPECIALS
 
 # Words of the cache and their ids (2048 x about 1 KiB at the very worst), the pre-tokenizer's
@@ -22,13 +21,13 @@ _LIBRARY_BYTES = 8 * MIB
 _JSON_BUFFER_BYTES = 2 * MIB  # a chunk, the rest of the one before, and a small value's objects
 
 
-def tokenizer_bytes(source: GGUFFile | FolderSource) -> tuple[int, int]:
+def tokenizer_bytes(source: WeightSource) -> tuple[int, int]:
     """Ceilings of (build peak, what stays) for the tokenizer of ``source``, 0 where it has none.
 
     From counts only, so they are the same everywhere. A ``tokenizer.json`` is read for them; raises
     `ModelError` when it cannot be.
     """
-    if not isinstance(source, GGUFFile):
+    if source.folder is not None:
         counts = scan(tokenizer_path(Path(source.folder)))
         return tokenizer_ceilings(
             counts.tokens,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from edge_rt.errors import ModelError
-from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.gguf_cursor import LazyArray
+from edge_rt.loaders.source import WeightSource
 from edge_rt.pre_tokenizers import PRE_TOKENIZERS, REFUSED, PreTokenizer, StagedSplitter
 from edge_rt.tokenizer_bpe import BytePairModel, Merges, RawPairModel
 from edge_rt.tokenizer_parts import Parts
@@ -33,7 +33,7 @@ _OTHER_MODELS: Final = {
 _SPM_DEFAULTS: Final = {"unknown": 0, "bos": 1, "eos": 2}
 
 
-def read_gguf(file: GGUFFile) -> Parts:
+def read_gguf(file: WeightSource) -> Parts:
     """Build the parts of a `Tokenizer`; raises `ModelError`. Weights are not touched."""
     kind = file.get_str(_KEY + "model")
     if kind not in _MODELS:
@@ -83,7 +83,7 @@ def read_gguf(file: GGUFFile) -> Parts:
     )
 
 
-def _pre_tokenizer(file: GGUFFile, name: str) -> PreTokenizer:
+def _pre_tokenizer(file: WeightSource, name: str) -> PreTokenizer:
     pre = PRE_TOKENIZERS.get(name)
     if pre is None:
         reason = f" ({REFUSED[name]})" if name in REFUSED else ""
@@ -95,7 +95,7 @@ def _pre_tokenizer(file: GGUFFile, name: str) -> PreTokenizer:
 
 
 def _pair_model(
-    file: GGUFFile, vocabulary: Vocabulary, pre: PreTokenizer
+    file: WeightSource, vocabulary: Vocabulary, pre: PreTokenizer
 ) -> BytePairModel | RawPairModel:
     array = file.get_array(_KEY + "merges", None, kind="string")
     if array is None and pre.needs_merges:
@@ -114,14 +114,14 @@ def _pairs(merges: LazyArray | None) -> Iterator[tuple[bytes, bytes]]:
         yield (merge[:space], merge[space + 1 :]) if space > 0 else (merge, b"")
 
 
-def _numbers(file: GGUFFile, name: str, n_tokens: int, *kinds: str) -> LazyArray | None:
+def _numbers(file: WeightSource, name: str, n_tokens: int, *kinds: str) -> LazyArray | None:
     found = file.get_array(_KEY + name, None)
     if found is not None and (found.kind not in kinds or len(found) != n_tokens):
         raise ModelError(f"{file.path}: {found.name} is {found!r}, not {n_tokens} x {kinds[0]}")
     return found
 
 
-def _token_id(file: GGUFFile, name: str, n_tokens: int, default: int | None) -> int | None:
+def _token_id(file: WeightSource, name: str, n_tokens: int, default: int | None) -> int | None:
     """The id at ``tokenizer.ggml.<name>_token_id``; -1 (or 2^32 - 1) is written for none."""
     key = f"{_KEY}{name}_token_id"
     value = file.get_int(key, None)

@@ -9,13 +9,6 @@ from typing import Protocol
 from edge_rt.tokenizer_vocab import Vocabulary
 
 
-class FolderSource(Protocol):
-    """A model that lies in a folder, with its ``tokenizer.json`` if it has one."""
-
-    @property
-    def folder(self) -> str: ...
-
-
 class Model(Protocol):
     """Turns a piece of text without special tokens into ids."""
 

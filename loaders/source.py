@@ -39,12 +39,14 @@ class WeightSource:
 
     ``path`` is what messages call it; ``parts`` are its weight files, ``file_size`` their bytes.
     Offsets count through the parts, each of which begins at a multiple of `PART_ALIGNMENT`.
+    ``folder``: where the tokenizer's files lie; None if the metadata describe it.
     """
 
     def __init__(self, path: str, parts: tuple[str, ...], file_size: int) -> None:
         self.path = path
         self.parts = parts
         self.file_size = file_size
+        self.folder: str | None = None
         self.metadata: dict[str, object] = {}
         self.tensors: dict[str, TensorInfo] = {}
 
