@@ -166,9 +166,9 @@ class Pieces:
 
     def take(self, stream: JsonStream, entries: Iterator[tuple[bytes, int]]) -> int:
         for raw, index in entries:
-            self.add(raw if b"\\" not in raw else stream.text(raw).encode(), index)
             if index >= MAX_TOKENS or len(self._blob) > MAX_BLOB_BYTES:
                 raise stream.fail(f"a vocabulary with id {index} or so many bytes is too large")
+            self.add(raw if b"\\" not in raw else stream.text(raw).encode(), index)
         return len(self._ids)
 
     def add(self, piece: bytes, index: int) -> None:
