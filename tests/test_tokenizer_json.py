@@ -249,6 +249,27 @@ def test_files_beside_it(tmp_path: Path) -> None:
             Tokenizer.from_file(folder)
 
 
+def test_tokens_that_only_the_config_adds(tmp_path: Path) -> None:
+    """And a config larger than any single value may be, as gemma's is."""
+    value = bytes_file("gpt-2")
+    piece, index = next(p for p in value["model"]["vocab"].items() if len(p[0]) > 3)
+    entries = {entry["id"]: dict(entry) for entry in value["added_tokens"]}
+    entries[index] = f.added(piece, 0, True)
+    for entry in entries.values():
+        del entry["id"]
+    config = {"notes": ["x" * 1000] * 2000, "added_tokens_decoder": entries, "eos_token": piece}
+    folder = f.write(tmp_path, value)
+    assert index not in Tokenizer.from_file(folder).eos_ids
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.from_file(folder)
+    assert tokenizer.is_control(index) and index in tokenizer.eos_ids
+    assert tokenizer.encode(f"a{piece}", special=True)[1:] == [index]
+    config["added_tokens_decoder"] = {"99999": f.added("<elsewhere>", 0, True)}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"'<elsewhere>' is not in tokenizer\.json"):
+        Tokenizer.from_file(folder)
+
+
 def test_ends_of_gpt_oss(tmp_path: Path) -> None:
     value = f.byte_level(BYTES, "gpt-4o")
     n = 1 + value["added_tokens"][-1]["id"]
