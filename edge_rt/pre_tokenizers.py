@@ -221,7 +221,7 @@ _GROUPS: Final[dict[str, PreTokenizer]] = {
     ),
     # A word may have spaces between its letters.
     "exaone-moe": _one(
-        f"{_CONTRACTION}|[^\r\n{{L}}{{N}}]?(?:[{{L}}][{{M}}]*(?: [{{L}}][{{M}}]*)*)+|[{{N}}]"
+        f"{_CONTRACTION}|[^\r\n{{L}}{{N}}]?[{{L}}][{{L}}{{M}}]*(?: [{{L}}][{{L}}{{M}}]*)*|[{{N}}]"
         f"| ?[^{{s}}{{L}}{{N}}]+[\r\n/]?|[{{s}}]*[\r\n]|{_TAIL}",
         ends_at_space=False,
         ends_at_line=True,

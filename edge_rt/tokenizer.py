@@ -16,7 +16,7 @@ from edge_rt.tokenizer_folder import read_folder
 from edge_rt.tokenizer_gguf import read_gguf
 from edge_rt.tokenizer_parts import Parts
 from edge_rt.tokenizer_special import AFTER_TOKEN, AT_START, INSIDE, UNICODE_SPACE
-from edge_rt.tokenizer_vocab import CONTROL, UNKNOWN
+from edge_rt.tokenizer_vocab import CONTROL, UNKNOWN, USER_DEFINED
 from edge_rt.tokenizer_words import left_neighbours
 from edge_rt.unicode_classes import is_letter
 
@@ -116,6 +116,11 @@ class Tokenizer:
         """Whether the token is no text: control and unknown ones."""
         self._check(index)
         return self._vocabulary.types[index] in (CONTROL, UNKNOWN)
+
+    def is_ordinary(self, index: int) -> bool:
+        """Whether the token is text that is not matched before encoding."""
+        self._check(index)
+        return self._vocabulary.types[index] not in (CONTROL, UNKNOWN, USER_DEFINED)
 
     def token_bytes(self, index: int) -> bytes:
         """The bytes that a token stands for, a control token's name included."""

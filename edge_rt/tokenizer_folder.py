@@ -15,13 +15,13 @@ from edge_rt.errors import ModelError, UsageError
 from edge_rt.json_stream import JsonStream
 from edge_rt.tokenizer_added import AddedToken, AddedTokens, Normalize
 from edge_rt.tokenizer_bpe import LETTER_OF_BYTE, BytePairModel, Merges, RawPairModel
-from edge_rt.tokenizer_json import Layout, Pieces, pair, walk
+from edge_rt.tokenizer_json import Layout, Pieces, added_token, pair, walk
 from edge_rt.tokenizer_library import Library
 from edge_rt.tokenizer_parts import Model, Parts
 from edge_rt.tokenizer_raw import components, read_raw_text
 from edge_rt.tokenizer_special import END_NAMES, exceptions
 from edge_rt.tokenizer_spm import byte_ids
-from edge_rt.tokenizer_vocab import BYTE, CONTROL, NORMAL, Vocabulary
+from edge_rt.tokenizer_vocab import BYTE, CONTROL, NORMAL, USER_DEFINED, Vocabulary
 
 
 class _Reader:
@@ -80,6 +80,7 @@ def read_folder(folder: Path, name: str = "tokenizer.json") -> Parts:
     layout = walk(path, reader.pieces.take, reader.take_merges)
     vocabulary = reader.vocabulary
     try:
+        reader.added += _added_later(folder / "tokenizer_config.json", reader)
         model, normalize = _model(layout, reader)
         ids = _Ids(folder, layout, vocabulary)
         return Parts(
@@ -90,10 +91,45 @@ def read_folder(folder: Path, name: str = "tokenizer.json") -> Parts:
             eos_ids=ids.ends,
             add_bos=ids.add_bos,
             add_eos=ids.add_eos,
-            strips_space=bool(layout.kinds("decoder") & {"Strip", "Metaspace"}),
+            strips_space=any(map(_strips, components(layout.parts["decoder"], "decoders"))),
         )
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
+
+
+def _strips(decoder: dict[str, Any]) -> bool:
+    """Whether a decoder takes the first space of a text away."""
+    if decoder.get("type") == "Metaspace":
+        return bool(decoder.get("prepend_scheme", "always") != "never")
+    return decoder.get("type") == "Strip" and decoder.get("start") not in (None, 0)
+
+
+def _added_later(path: Path, reader: _Reader) -> list[AddedToken]:
+    """Tokens that only tokenizer_config.json adds, as transformers does when it loads a folder."""
+    if not path.is_file():
+        return []
+    known = {token.content for token in reader.added}
+    found = []
+    with JsonStream(path) as stream:
+        for key in stream.members():
+            if key != "added_tokens_decoder" or stream.peek() != b"{":
+                stream.skip()
+                continue
+            for name in stream.members():
+                value = stream.value()
+                if name.isdecimal() and isinstance(value, dict):
+                    value["id"] = int(name[:10])
+                token = added_token(stream, value)
+                if token.content in known:
+                    continue
+                index = reader.vocabulary.find(token.content.encode())
+                if index < 0 or index != token.token_id:
+                    raise stream.fail(
+                        f"the token {token.content[:40]!r} is not in tokenizer.json with this id"
+                    )
+                reader.vocabulary.types[index] = CONTROL if token.special else USER_DEFINED
+                found.append(token)
+    return found
 
 
 def tokenizer_path(folder: Path, name: str = "tokenizer.json") -> Path:
@@ -153,8 +189,9 @@ class _Ids:
 
     def __init__(self, folder: Path, layout: Layout, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
-        config = read_settings(folder / "tokenizer_config.json")
-        named = {**read_settings(folder / "special_tokens_map.json"), **config}
+        asked = ("bos_token", "eos_token", "add_bos_token", "add_eos_token")
+        config = read_settings(folder / "tokenizer_config.json", asked)
+        named = {**read_settings(folder / "special_tokens_map.json", asked), **config}
         before, after = _template(layout.parts.get("post_processor"))
         self.bos = self._token(named.get("bos_token"))
         if self.bos is None and before:
@@ -165,14 +202,14 @@ class _Ids:
         end = self._token(named.get("eos_token"))
         ends |= set() if end is None else {end}
         for name in ("generation_config.json", "config.json"):
-            settings = read_settings(folder / name)
+            settings = read_settings(folder / name, ("eos_token_id", "text_config"))
             inner = settings.get("text_config")
             for one in (settings, inner if isinstance(inner, dict) else {}):
                 ends |= self._numbers(folder / name, one.get("eos_token_id"))
         self.ends = frozenset(ends)
-        asked = config.get("add_bos_token"), config.get("add_eos_token")
-        self.add_bos = asked[0] if isinstance(asked[0], bool) else bool(before)
-        self.add_eos = asked[1] if isinstance(asked[1], bool) else bool(after)
+        bos, eos = config.get("add_bos_token"), config.get("add_eos_token")
+        self.add_bos = bos if isinstance(bos, bool) else bool(before)
+        self.add_eos = eos if isinstance(eos, bool) else bool(after)
 
     def _token(self, value: Any) -> int | None:
         text = value.get("content") if isinstance(value, dict) else value
@@ -213,10 +250,17 @@ def _template(post_processor: Any) -> tuple[list[str], list[str]]:
     return [], []
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """A small JSON object, empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    with JsonStream(path) as stream:
-        settings = stream.value()
-    return settings if isinstance(settings, dict) else {}
+def read_settings(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """The ``wanted`` members of a JSON object, none when there is no such file.
+
+    The rest is not kept: gemma's tokenizer_config.json has more than 1 MiB of added tokens.
+    """
+    found: dict[str, Any] = {}
+    if path.is_file():
+        with JsonStream(path) as stream:
+            for key in stream.members():
+                if key in wanted:
+                    found[key] = stream.value()
+                else:
+                    stream.skip()
+    return found

@@ -82,7 +82,7 @@ def walk(path: Path, take_vocab: TakeVocab, take_merges: TakeMerges) -> Layout:
             seen.add(key)
             if key == "added_tokens" and stream.peek() == b"[":
                 for _ in stream.items():
-                    layout.added.append(_added_token(stream, stream.value()))
+                    layout.added.append(added_token(stream, stream.value()))
                     if len(layout.added) > MAX_SPECIALS:
                         raise stream.fail(f"more than {MAX_SPECIALS} added tokens")
             elif key == "model":
@@ -140,7 +140,8 @@ def _walk_model(
             raise stream.fail(f"{key} {str(model[key])[:40]!r} of its model is not supported")
 
 
-def _added_token(stream: JsonStream, value: Any) -> AddedToken:
+def added_token(stream: JsonStream, value: Any) -> AddedToken:
+    """An entry of added_tokens; raises `ModelError` for what is none."""
     flags = ("special", "lstrip", "rstrip", "single_word", "normalized")
     if (
         not isinstance(value, dict)
@@ -166,9 +167,9 @@ class Pieces:
 
     def take(self, stream: JsonStream, entries: Iterator[tuple[bytes, int]]) -> int:
         for raw, index in entries:
-            self.add(raw if b"\\" not in raw else stream.text(raw).encode(), index)
             if index >= MAX_TOKENS or len(self._blob) > MAX_BLOB_BYTES:
                 raise stream.fail(f"a vocabulary with id {index} or so many bytes is too large")
+            self.add(raw if b"\\" not in raw else stream.text(raw).encode(), index)
         return len(self._ids)
 
     def add(self, piece: bytes, index: int) -> None:
