@@ -105,7 +105,7 @@ def test_special_tokens(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def engine(stories_model: Path) -> Any:
-    with Engine(stories_model, ram="64MiB", threads=1) as engine:
+    with Engine(stories_model, ram="4GiB", threads=1) as engine:
         yield engine
 
 
