@@ -52,13 +52,14 @@ def _each(meter: Meter, value: Any, attribute: Any = None) -> Any:
             raise SecurityError("the name of an attribute is too long")
         parts += attribute.count(".") + attribute.count(",")
     held = meter.hold(value)
-    n = _length(held)
+    n = length_of(held)
     meter.make(64 * n)
     meter.step(8 * n * parts)
     return held
 
 
-def _length(value: Any) -> int:
+def length_of(value: Any) -> int:
+    """Its length, 0 of what has none."""
     return len(value) if hasattr(value, "__len__") else 0
 
 
@@ -66,7 +67,7 @@ def _ordered(meter: Meter, value: Any, attribute: Any = None) -> Any:
     held = _each(meter, value, attribute)
     n_values, n_bytes, _ = meter.walk(held)
     meter.make(3 * n_bytes)  # in lower case, to compare
-    meter.step((n_values + (n_bytes >> 8)) * _length(held).bit_length())
+    meter.step((n_values + (n_bytes >> 8)) * length_of(held).bit_length())
     return held
 
 
@@ -118,7 +119,7 @@ def _format(meter: Meter, value: Any, *args: Any, **kwargs: Any) -> str:
 
 def _groupby(meter: Meter, value: Any, attribute: Any, *_: Any, **__: Any) -> Any:
     held = _ordered(meter, value, attribute)
-    meter.make(200 * _length(held))
+    meter.make(200 * length_of(held))
     return held
 
 
@@ -147,7 +148,7 @@ def _join(meter: Meter, value: Any, d: Any = "", attribute: Any = None) -> Any:
     n_values, n_bytes, _ = meter.walk([held, gap])
     flat = attribute is None and all(isinstance(item, str) for item in held)
     meter.make((1 if flat else 10) * n_bytes + (0 if flat else 32 * n_values))
-    meter.make(_length(held) * len(gap) * (4 if n_bytes > len(gap) else 1))
+    meter.make(length_of(held) * len(gap) * (4 if n_bytes > len(gap) else 1))
     return held
 
 

@@ -32,7 +32,7 @@ _BODIES: Final[dict[type[nodes.Node], tuple[str, ...]]] = {
     nodes.Macro: ("body", "args", "defaults"),
     nodes.CallBlock: ("body", "args", "defaults"),
 }
-# Names of our own filters; templates cannot use them, see `call_filter` and `_check`.
+# Names of our own filters; templates cannot write them, and `Sandbox.call_filter` refuses them.
 TICK, TEXT, WALKED, CONTAINS, SLICED, SPREAD = (
     f"edge-rt {name}" for name in ("tick", "text", "walked", "contains", "sliced", "spread")
 )

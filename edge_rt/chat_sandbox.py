@@ -23,7 +23,7 @@ from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace, missing
 from markupsafe import Markup
 
-from edge_rt.chat_filters import FILTERS, add_up, guarded, guarded_tests, to_json
+from edge_rt.chat_filters import FILTERS, add_up, guarded, guarded_tests, length_of, to_json
 from edge_rt.chat_functions import (
     METHODS,
     as_text,
@@ -329,7 +329,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def _charge_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Of a function that may hash, compare or copy them."""
         for value in args:
-            self.meter.walk(value)
-            if hasattr(value, "__len__"):
-                self.meter.make(100 * len(value))
+            n_bytes = self.meter.walk(value)[1]
+            self.meter.make(n_bytes if isinstance(value, str) else 100 * length_of(value))
         self.meter.make(100 * len(kwargs))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_rt.chat_template import ChatTemplate
-from edge_rt.errors import ModelError, UsageError
+from edge_rt.errors import UsageError
 from edge_rt.loaders.gguf import GGUFFile
 
 USER = [{"role": "user", "content": "hi"}]
@@ -41,80 +39,11 @@ def render(source: str, messages: Any = None, **kwargs: Any) -> str:
         ("{{ [1, 2] | join('-') }} {{ 'aba' | replace('a', 'cc') }} {{ 'a\nb' | indent(2) }}"
          " {{ 'a,b'.split(',') | last }} {{ ' x '.strip() }}", "1-2 ccbcc a\n  b b x"),
         ("{% macro f(x) %}[{{ x }}]{% endmacro %}{{ f(1) }}{{ f('<') }}", "[1][<]"),
-        ("{{ strftime_now.__globals__ }}{{ messages.__class__ }}", ""),
         ("{{ strftime_now('%Y') | int > 2000 }}{{ missing is defined }}{{ extra }}", "TrueFalse7"),
     ],
 )  # fmt: skip
 def test_renders(source: str, text: str) -> None:
     assert render(source, extra=7) == text
-
-
-HOSTILE = [
-    "{{ 'x' * 10**10 }}",
-    "{{ [0] * 10**9 }}",
-    "{% for i in range(10**9) %}x{% endfor %}",
-    "{% set l = range(90000) | list %}{% for a in l %}{% for b in l %}{% endfor %}{% endfor %}",
-    "{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
-    "{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-    "{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
-    "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = [n.s, n.s] | join %}"
-    "{% endfor %}",
-    "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s.replace('x', 'xx') %}"
-    "{% endfor %}",
-    "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set x %}{{ n.s }}{{ n.s }}"
-    "{% endset %}{% set n.s = x %}{% endfor %}",
-    "{% set n = namespace(l=[]) %}{% for i in range(90000) %}"
-    "{% set n.l = n.l + [range(100000) | list] %}{% endfor %}",
-    "{{ 'x'.ljust(10**10) }}",
-    "{{ 'x' | center(10**10) }}",
-    "{{ '{:9999999999d}'.format(1) }}",
-    "{{ '%9999999999d' % 1 }}",
-    "{{ '%9999999999d' | format(1) }}",
-    "{{ {'a': 1} | tojson(indent=10**9) }}",
-    "{{ 'a\n' | indent(10**10) }}",
-    "{{ 7 ** (7 ** 99) }}",
-    "{{ (1,) * 10**10 }}",
-    "{{ messages.__class__.__mro__ }}",
-    "{{ ''.__class__.mro()[1].__subclasses__() }}",
-    "{{ cycler.__init__.__globals__.os.system('id') }}",
-    "{{ messages.append(1) }}",
-    "{{ messages[0].update(role='x') }}",
-    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "{% include 'x' %}",
-    "{{ messages[0].content.no.such }}",
-    "{{ 1 / 0 }}",
-    "{% if %}",
-    "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
-    "{{ " + "-" * 50000 + "1 }}",
-    " " * 2_000_000,
-]
-
-
-@pytest.mark.parametrize("source", HOSTILE, ids=lambda s: s[:30])
-def test_hostile_templates_are_stopped(source: str) -> None:
-    start = time.perf_counter()
-    with pytest.raises(ModelError, match="template") as caught:
-        render(source)
-    assert len(str(caught.value)) < 400
-    assert time.perf_counter() - start < 10
-
-
-def test_hostile_templates_need_little_memory() -> None:
-    program = (
-        "import sys, ast\nfrom edge_rt.chat_template import ChatTemplate\n"
-        "from edge_rt.errors import ModelError\n"
-        "for source in ast.literal_eval(sys.stdin.read()):\n"
-        "    try: ChatTemplate(source).render([{'role': 'user', 'content': 'hi'}])\n"
-        "    except ModelError: pass\n"
-        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
-    )
-    if not Path("/proc/self/status").exists():
-        pytest.skip("needs /proc")
-    done = subprocess.run(
-        [sys.executable, "-c", program], input=repr(HOSTILE), capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    assert int(done.stdout) < 256 * 1024
 
 
 def test_what_the_template_refuses_is_the_users_error() -> None:
@@ -128,9 +57,95 @@ def test_messages_are_checked(messages: Any) -> None:
         render("x", messages)
 
 
-def test_a_template_can_be_rendered_again() -> None:
-    template = ChatTemplate("{% for i in range(90000) %}{{ i }}{% endfor %}")
-    assert len({template.render(USER) for _ in range(15)}) == 1
+SYSTEM = {"role": "system", "content": "Be brief."}
+ALTERNATING = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.role }}:{{ m.content }};"
+    "{% endfor %}"
+)
+
+
+def test_a_system_message_that_is_refused_goes_to_the_user() -> None:
+    assert render(ALTERNATING, [SYSTEM, *USER]) == "user:Be brief.\n\nhi;"
+    assert render(ALTERNATING, [SYSTEM]) == "user:Be brief.;"
+    talk = [SYSTEM, *USER, {"role": "assistant", "content": "a"}, *USER]
+    assert render(ALTERNATING, talk) == "user:Be brief.\n\nhi;assistant:a;user:hi;"
+    assert talk[0] == SYSTEM and talk[1] == {"role": "user", "content": "hi"}, "not changed"
+    # A template that takes the role gets it, and one that refuses something else says so.
+    assert render("{{ messages[0].role }}", [SYSTEM, *USER]) == "system"
+    with pytest.raises(UsageError, match="roles must alternate"):
+        render(ALTERNATING, [SYSTEM, *USER, *USER])
+    with pytest.raises(UsageError, match="first reason"):
+        render(
+            "{{ raise_exception('first reason' if messages[0].role == 'system' else 'second') }}",
+            [SYSTEM, *USER],
+        )
+
+
+def parts(*texts: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "text", "text": text} for text in texts]}
+
+
+def test_parts_become_text_where_the_template_knows_only_texts() -> None:
+    assert render("{{ messages[0].content + '!' }}", [parts("a", "b")]) == "a\nb!"
+    assert render("{{ messages[0].content | trim }}", [parts("a")]) == "a"
+    knows = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for p in m.content %}{{ p.text }}{% if not loop.last %}+{% endif %}{% endfor %}"
+        "{% endif %}{% endfor %}"
+    )
+    assert render(knows, [parts("a", "b")]) == "a+b"
+    assert render(knows, [parts("a", "b"), *USER]) == "a+bhi"
+    both = [{"role": "system", "content": parts("s")["content"]}, parts("a", "b")]
+    assert render(ALTERNATING, both) == "user:s\n\na\nb;"
+
+
+@pytest.mark.parametrize("part", [
+    {"type": "image_url", "image_url": {"url": "data:"}}, {"type": "image"}, {"text": "a"},
+    {"type": "text"}, {"type": "text", "text": 1}, "a", 1, None, {"type": ["image"]},
+])  # fmt: skip
+def test_parts_that_are_no_text_are_refused(part: Any) -> None:
+    with pytest.raises(UsageError, match="text only"):
+        render("x", [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}])
+
+
+class _Sly(str):
+    def steal(self) -> str:
+        return "stolen"
+
+
+def test_templates_get_plain_data() -> None:
+    message = {"role": "user", "content": _Sly("hi")}
+    assert render("{{ messages[0].content }}", [message]) == "hi"
+    assert render("{{ messages[0].content.steal is defined }}", [message]) == "False"
+    for value in (object(), b"x", {1, 2}, print):
+        with pytest.raises(UsageError, match="templates take"):
+            render("x", [{"role": "user", "content": value}])
+        with pytest.raises(UsageError, match="templates take"):
+            render("x", tools=[value])
+        with pytest.raises(UsageError, match="the argument thing"):
+            render("x", thing=[value])
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(UsageError, match="nested"):
+        render("x", tools=deep)
+
+
+def test_arguments_and_special_tokens() -> None:
+    source = "{{ enable_thinking }}{{ pad_token }}{{ unk_token is defined }}{{ documents }}"
+    template = ChatTemplate(source, "<s>", "</s>", pad_token="<pad>")
+    assert template.render(USER, enable_thinking=False) == "False<pad>FalseNone"
+    assert template.render(USER, pad_token="<p>", documents=[]) == "<p>False[]"
+    assert render("{{ messages[0].thinking }}{{ messages[0].reasoning_content }}",
+                  [{"role": "assistant", "reasoning": "r"}]) == "rr"  # fmt: skip
+
+
+def test_renderings_in_threads_do_not_share_a_limit() -> None:
+    template = ChatTemplate("{% for i in range(20000) %}{{ i % 10 }}{% endfor %}")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: template.render(USER), range(12)))
+    assert set(found) == {"0123456789" * 2000}
 
 
 def test_the_demo_models_template(demo_model: Path) -> None:

@@ -257,7 +257,7 @@ def test_chat_is_the_template_then_generate(long_model: Path) -> None:
         messages = [{"role": "system", "content": "one "}, {"role": "user", "content": "two"}]
         stream = engine.chat(messages, max_tokens=6)
         text = "".join(stream)
-        ids = engine.tokenizer.encode("one two", special=True)
+        ids = engine.encode_prompt("one two", special=True)
         done = engine.generate(ids, max_tokens=6)
         assert stream.completion is not None and stream.completion.tokens == done.tokens
         assert stream.prompt_tokens == len(ids)
