@@ -71,12 +71,13 @@ def shapes(family: str, config: Config) -> Iterator[tuple[str, tuple[int, ...]]]
         yield p + "post_attention_layernorm.weight", (hidden,)
         if family in SANDWICH:
             yield p + "pre_feedforward_layernorm.weight", (hidden,)
+        matrices = {"gate_proj": (ffn, hidden), "up_proj": (ffn, hidden)}
         if family == "phi3":
-            yield p + "mlp.gate_up_proj.weight", (2 * ffn, hidden)
-        else:
-            yield p + "mlp.gate_proj.weight", (ffn, hidden)
-            yield p + "mlp.up_proj.weight", (ffn, hidden)
-        yield p + "mlp.down_proj.weight", (hidden, ffn)
+            matrices = {"gate_up_proj": (2 * ffn, hidden)}
+        for name, shape in {**matrices, "down_proj": (hidden, ffn)}.items():
+            yield f"{p}mlp.{name}.weight", shape
+            if config.get("mlp_bias"):
+                yield f"{p}mlp.{name}.bias", shape[:1]
         if family in SANDWICH or family in POST_NORM:
             yield p + "post_feedforward_layernorm.weight", (hidden,)
     yield "model.norm.weight", (hidden,)
