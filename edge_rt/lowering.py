@@ -244,7 +244,7 @@ class _Builder:
 
     def refuse_unused(self) -> None:
         """A tensor that nobody reads is a part of the model that we would leave out."""
-        unused = [name for name in self.tensors if name not in self.used]
+        unused = [info.name for name, info in self.tensors.items() if name not in self.used]
         if unused:
             names = ", ".join(clip(name) for name in unused[:3])
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""

@@ -21,7 +21,7 @@ MAX_PASS_TOKENS = 256
 MIN_LOGIT_ROWS = 16
 # What the least pass may hold of activations and of logits: wide models and large vocabularies
 # begin with fewer tokens and rows, so that the floor stays near what cannot be made smaller.
-_LEAST_ACTIVATION_BYTES = 8 * MIB
+_LEAST_ACTIVATION_BYTES = 5 * MIB
 _LEAST_LOGIT_BYTES = 3 * MIB
 _FEWEST_PASS_TOKENS = 16
 N_IO_THREADS = 4
@@ -253,11 +253,11 @@ class Planner:
         if self._resident_charge(everything) <= room:
             resident, ring = everything, 0
             spare = (room - self._resident_charge(everything)) // 2
-            pass_tokens, logit_rows = self._pass_sizes(settings, spare)
+            pass_tokens, logit_rows = self._pass_sizes(settings, spare, spare)
         else:
             spare = self._room(settings, limit, *least_sizes, self._min_ring_bytes())
-            # Passes of 64 tokens already compute longer than they read.
-            pass_tokens, logit_rows = self._pass_sizes(settings, spare // 32)
+            # Passes of 64 tokens already compute longer than they read; shorter ones do not.
+            pass_tokens, logit_rows = self._pass_sizes(settings, spare // 2, spare // 32)
             ring = min(_MAX_RING_BYTES, align_up(spare // 16, PAGE))
             ring = max(ring, self._min_ring_bytes())
             room = self._room(settings, limit, pass_tokens, logit_rows, ring)
@@ -277,13 +277,15 @@ class Planner:
         left = max(0, left - left // 256 - 2 * PAGE)
         return left if settings.weight_cap is None else min(left, settings.weight_cap)
 
-    def _pass_sizes(self, settings: Settings, spare: int) -> tuple[int, int]:
-        """Tokens per pass and logit rows that ``spare`` bytes more than the least ones allow."""
+    def _pass_sizes(self, settings: Settings, first: int, spare: int) -> tuple[int, int]:
+        """Tokens per pass and logit rows that ``spare`` bytes more than the least ones allow;
+        ``first`` bytes for passes of up to `MIN_PASS_TOKENS`."""
         pass_tokens, logit_rows = self.min_pass_tokens, self.min_logit_rows
         base = self._activation_bytes(settings, pass_tokens, logit_rows)
         while pass_tokens < min(MAX_PASS_TOKENS, settings.ctx):
             more = self._activation_bytes(settings, pass_tokens * 2, logit_rows) - base
-            if more + pass_tokens * self._staging_bytes() > spare // 2:
+            allowed = (first if pass_tokens < MIN_PASS_TOKENS else spare) // 2
+            if more + pass_tokens * self._staging_bytes() > allowed:
                 break
             pass_tokens *= 2
         while logit_rows < pass_tokens and logit_rows * 2 * self.program.n_vocab * 4 < spare // 2:

@@ -19,6 +19,7 @@ from edge_rt.loaders.safetensors import SafetensorsFolder
 from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.models import ARCHITECTURES
 from edge_rt.models.description import Architecture, GatedMlp, HuggingFace
+from edge_rt.models.rope import yarn_magnitude
 
 FAMILIES: dict[str, tuple[Architecture, HuggingFace]] = {
     family.model_type: (architecture, family)
@@ -31,6 +32,7 @@ WRAPPERS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 _PREFIXES = (
     "model.", "language_model.model.", "model.language_model.", "language_model.", "",
 )  # fmt: skip
+_LARGEST = 1 << 53  # of any number in config.json: a float holds it
 _HEADS = ("lm_head", "language_model.lm_head")
 # Parts of multimodal models that text does not pass through, and tables that are computed.
 _IGNORED = re.compile(
@@ -43,7 +45,7 @@ _ACTIVATIONS = {
 # Settings that change the sums; each is refused by its name unless it is null, false or 0.
 _UNSUPPORTED = (
     "clip_qkv", "use_bidirectional_attention", "num_local_experts", "num_experts",
-    "attention_chunk_size", "layer_norm_eps", "alibi", "num_kv_shared_layers",
+    "attention_chunk_size", "alibi", "num_kv_shared_layers",
 )  # fmt: skip
 
 
@@ -179,8 +181,8 @@ class _Translator:
         value = self.get(key)
         if value is None and default is not None:
             return default
-        if type(value) is not int:
-            raise self.raw.fail(f"config.json: {key} is {clip(value)}, not an integer")
+        if type(value) is not int or not 0 <= value <= _LARGEST:
+            raise self.raw.fail(f"config.json: {key} is {clip(value)}, not a size")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -189,9 +191,11 @@ class _Translator:
     def as_number(self, key: str, value: object, default: float | None = None) -> float:
         if value is None and default is not None:
             return default
-        if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.raw.fail(f"config.json: {key} is {clip(value)}, not a number")
-        return float(value)  # type: ignore[arg-type]
+        if not -_LARGEST <= value <= _LARGEST:  # NaN is not, either
+            raise self.raw.fail(f"config.json: {key} is {clip(value)}")
+        return float(value)
 
     def numbers(self, key: str, value: object) -> tuple[float, ...]:
         if not isinstance(value, list):
@@ -300,7 +304,7 @@ class _Translator:
         original = None if nested else self.get("original_max_position_embeddings")
         if original is None:
             original = rope.get("original_max_position_embeddings", context)
-        if type(original) is not int:
+        if type(original) is not int or not 1 <= original <= _LARGEST:
             raise self.raw.fail(
                 f"config.json: original_max_position_embeddings is {clip(original)}"
             )
@@ -308,7 +312,7 @@ class _Translator:
         beta = rope.get("llama_4_scaling_beta")
         if beta is not None:
             keys["attention.temperature_scale"] = self.as_number("llama_4_scaling_beta", beta)
-        self.scaling(keys, rope, context / max(1, original))
+        self.scaling(keys, rope, context / original)
 
     def scaling(self, keys: dict[str, object], rope: dict[str, Any], growth: float) -> None:
         """How the frequencies are stretched; ``growth`` is the context by the original one."""
@@ -348,14 +352,12 @@ class _Translator:
         for key, default in (("beta_fast", 32.0), ("beta_slow", 1.0)):
             keys[f"rope.scaling.yarn_{key}"] = self.as_number(key, rope.get(key) or default)
 
-        def magnitude(multiplier: float) -> float:
-            return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-        whole, every = (rope.get(key) for key in ("mscale", "mscale_all_dim"))
-        default = magnitude(1.0)
-        if whole and every:
-            default = magnitude(self.as_number("mscale", whole))
-            default /= magnitude(self.as_number("mscale_all_dim", every))
+        scales = [self.as_number(key, rope.get(key), 0.0) for key in ("mscale", "mscale_all_dim")]
+        default = yarn_magnitude(factor, 1.0)
+        if all(scales):
+            if min(scales) < 0:
+                raise self.raw.fail("config.json: mscale and mscale_all_dim must be positive")
+            default = yarn_magnitude(factor, scales[0]) / yarn_magnitude(factor, scales[1])
         keys["rope.scaling.yarn_attn_factor"] = self.as_number("attention_factor", given, default)
 
 

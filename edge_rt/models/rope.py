@@ -89,7 +89,11 @@ class RopeReader:
             ramp = min(1.0, max(0.0, (i - low) / max(0.001, high - low)))
             stretched.append(frequency / factor * ramp + frequency * (1 - ramp))
         every = self.source.get_float(f"{self.prefix}.rope.scaling.yarn_log_multiplier", 0.0)
-        default = _magnitude(factor, 1.0) / (_magnitude(factor, every) if every else 1.0)
+        if not 0 <= every < 1e30:
+            raise ModelError(f"{self.prefix}.rope.scaling.yarn_log_multiplier is {every}")
+        default = yarn_magnitude(factor, 1.0)
+        if every:
+            default /= yarn_magnitude(factor, every)
         magnitude = self.positive("rope.scaling.yarn_attn_factor", default)
         return replace(rope, frequencies=tuple(stretched), magnitude=rope.magnitude * magnitude)
 
@@ -142,7 +146,7 @@ class RopeReader:
     def factor(self) -> float:
         key = f"{self.prefix}.rope.scaling.factor"
         value = self.source.get_float(key)
-        if not value >= 1e-3:
+        if not 1e-3 <= value < 1e30:
             raise ModelError(f"{key}: a rope scaling factor of {value} makes no sense")
         return value
 
@@ -150,7 +154,7 @@ class RopeReader:
         full = f"{self.prefix}.{key}"
         get = self.source.get_float
         value = get(full) if default is None else get(full, default)
-        if not value > 0:
+        if not 1e-30 < value < 1e30:
             raise ModelError(f"{full} is {value}: it must be positive")
         return value
 
@@ -174,5 +178,6 @@ def _divide(frequencies: Sequence[float], factors: Sequence[float] | None) -> tu
     return tuple(f / factor for f, factor in zip(frequencies, factors, strict=True))
 
 
-def _magnitude(factor: float, multiplier: float) -> float:
+def yarn_magnitude(factor: float, multiplier: float) -> float:
+    """What YaRN multiplies cosines and sines by (arXiv:2309.00071, section 3.4)."""
     return 0.1 * multiplier * math.log(factor) + 1.0 if factor > 1 else 1.0
