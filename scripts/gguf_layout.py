@@ -27,7 +27,7 @@ SANDWICH = {"gemma2", "gemma3_text"}  # norms before and after
 HEAD_NORM = {"qwen3", "gemma3_text"}
 PLUS_ONE = {"gemma", "gemma2", "gemma3_text"}  # norms multiply by 1 + weight
 QKV_BIAS = {"qwen2"}
-# Their GGUFs have no key for the size of a head: it is hidden / heads.
+# Their config.json has no head_dim, and their GGUFs no key for it: it is hidden / heads.
 EQUAL_HEADS = {"qwen2", "phi3", "smollm3", "olmo2", "olmo3", "granite"}
 
 _TOP = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
