@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -56,6 +57,8 @@ def _end(code: int) -> None:
 
 def main() -> None:
     """Run a command; every outcome has the exit code of the README's table."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no UTF-8
     try:
         code = app(standalone_mode=False)
         _end(code if isinstance(code, int) else 0)

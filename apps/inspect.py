@@ -66,8 +66,10 @@ def inspect(
         described = {"config": model.config, "generation_config": model.generation_config}
     head |= {"file_bytes": model.file_size, "parts": model.parts, "error": reason or None}
     if as_json:
+        # NaN and infinity, which JSON does not have, as strings.
+        shown = json.loads(json.dumps(head | described), parse_constant=str)
         # By tensor: all of them as one object would take more memory than the directory itself.
-        print(json.dumps(head | described, ensure_ascii=False)[:-1], end=', "tensors": [')
+        print(json.dumps(shown, ensure_ascii=False)[:-1], end=', "tensors": [')
         for number, t in enumerate(tensors.values()):
             print(", " if number else "", end="")
             print(json.dumps(_tensor(t, model.starts), ensure_ascii=False), end="")

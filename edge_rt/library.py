@@ -82,6 +82,7 @@ def find_model(model: str | os.PathLike[str] | None) -> str:
 
 
 def _is_path(name: str) -> bool:
+    name = name.partition(":")[0]
     return (
         name.startswith((".", "/", "~"))
         or name.endswith((".gguf", ".safetensors", ".json", ".bin"))

@@ -65,6 +65,7 @@ def locate(path: str) -> tuple[str, str]:
     The name of a split model without ``-00001-of-000NN.gguf`` means its first part.
     """
     if os.path.isdir(path):
+        path = path.rstrip("/") or "/"
         names = list_folder(path)
         if "config.json" in names and any(n.endswith(".safetensors") for n in names):
             return "safetensors", path
@@ -106,7 +107,9 @@ def gguf_models(names: Iterable[str]) -> list[str]:
     models = set()
     for name in names:
         lower = name.lower()
-        if not lower.endswith(".gguf") or "mmproj" in lower or "imatrix" in lower:
+        if not lower.endswith(".gguf") or "mmproj" in lower:
+            continue
+        if lower.startswith("imatrix") or lower.endswith("imatrix.gguf"):
             continue
         split = SPLIT_NAME.fullmatch(name)
         models.add(f"{split[1]}-00001-of-{split[3]}.gguf" if split else name)

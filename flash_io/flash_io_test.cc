@@ -303,6 +303,30 @@ void test_parts(bool direct, const char* other) {
   check_read(file, parts.starts[1] + 5000, 5000);
 }
 
+// A file of the kernel's, which cannot be read past the page cache, between two that can.
+void test_buffered_part() {
+  const char* path = "/sys/kernel/mm/transparent_hugepage/enabled";
+  std::FILE* plain = std::fopen(path, "r");
+  if (plain == nullptr) {
+    std::fprintf(stderr, "no %s: a buffered part between direct ones is not tested\n", path);
+    return;
+  }
+  char content[4096];
+  const size_t length = std::fread(content, 1, sizeof content, plain);
+  std::fclose(plain);
+  CHECK(length > 0);
+  constexpr uint64_t kSize = 10000;
+  const TempFile first(test_content(kSize)), last(test_content(kSize, 2 * kPartAlignment));
+  const File file({first.path(), path, last.path()}, true);
+  CHECK(!File(path, true).direct() && !file.direct());
+  CHECK(file.alignment() == std::max(File(first.path(), true).alignment(), size_t{4096}));
+  check_read(file, kSize - 5001, 5001);
+  check_read(file, 2 * kPartAlignment + 3, 9000);
+  const Aligned<> memory = aligned_memory(file.alignment(), file.alignment());
+  file.read(kPartAlignment, file.alignment(), length, memory.get());
+  CHECK(std::memcmp(memory.get(), content, length) == 0);
+}
+
 void test_part_errors(bool direct) {
   const TempFile temp(test_content(5000));
   const auto next_descriptor = [] {
@@ -339,5 +363,6 @@ int main() {
     if (access("/dev/shm", W_OK) == 0)
       test::section("mixed parts", [&] { test_parts(direct, "/dev/shm"); });
   }
+  test::section("buffered part", test_buffered_part);
   return test::finish("flash_io_test");
 }

@@ -133,11 +133,11 @@ class GGUFFile(WeightSource):
                 part = self if path == self.path else self._open_one(path)
             except UsageError as error:
                 raise ModelError(f"part {k + 1} of {count} is missing: {error}") from None
-            said = [part.get_int(f"split.{key}", -1) for key in ("no", "count")]
-            if said != [k, count]:
+            said = tuple(part.get_int(f"split.{key}", None) for key in ("no", "count"))
+            if said != (k, count):
                 raise part.fail(
-                    f"its name says part {k + 1} of {count}, the file part {said[0] + 1} of "
-                    f"{said[1]}"
+                    f"it is named as part {k + 1} of {count}, but its split.no and split.count "
+                    f"are {said[0]} (from 0) and {said[1]}"
                 )
             if k == 0:
                 first = part
