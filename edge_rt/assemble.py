@@ -101,7 +101,6 @@ def _add_operation(
 def _set_attention(runtime: Runtime, program: Program, plan: Plan) -> None:
     hyper = program.hyper
     runtime.set_attention(
-        n_layers=hyper.n_layers,
         n_heads=hyper.n_heads,
         n_kv_heads=hyper.n_kv_heads,
         head_dim=hyper.head_dim,
@@ -109,6 +108,7 @@ def _set_attention(runtime: Runtime, program: Program, plan: Plan) -> None:
         half=plan.settings.kv_half,
         rope_halves=hyper.rope_halves,
         kv_offset=plan.kv_offset,
+        kv_positions=plan.kv_positions,
         temperature=hyper.temperature,
         temperature_length=hyper.temperature_length,
     )

@@ -29,7 +29,7 @@ from edge_rt.library import find_model
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.lowering import build_program
-from edge_rt.planner import Plan, Planner, Settings, default_threads
+from edge_rt.planner import Plan, Planner, Settings, default_threads, reusable
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS
 from edge_rt.runtime._runtime import Arena, File, Runtime, Sampler, isa_name
@@ -142,6 +142,7 @@ class Engine:
         self._plan = self._planner.plan(self._settings)
         self._plan.require_fit(os.path.basename(self.source.path))
         self._history: list[int] = []
+        self._written = 0  # positions stored since the last empty cache, rewound ones included
         assert isinstance(self.source, GGUFFile)
         self.tokenizer = Tokenizer.from_gguf(self.source)
         if self.tokenizer.n_vocab > self.n_vocab:
@@ -293,12 +294,15 @@ class Engine:
             if ours != theirs:
                 break
             same += 1
+        same = reusable(self._planner.program, self._plan, same, self._written)
+        self._written = self._written if same else 0
         del self._history[same:]
         step = self._plan.pass_tokens
         starts = range(same, len(tokens), step)
         runtime.plan([LAYERS] * len(starts) + [HEAD])
         for start in starts:
             part = list(tokens[start : start + step])
+            self._written = max(self._written, start + len(part))
             with _translated():
                 runtime.run(part, start, with_head=start + step >= len(tokens))
             self._history.extend(part)
@@ -310,6 +314,7 @@ class Engine:
         if len(self._history) >= self.ctx:
             raise UsageError(f"the context of {self.ctx} tokens is full")
         runtime.plan([LAYERS, HEAD])
+        self._written = max(self._written, len(self._history) + 1)
         with _translated():
             runtime.run([token], len(self._history), with_head=True)
         self._history.append(token)
@@ -323,6 +328,7 @@ class Engine:
         runtime = self._running()
         self.check_tokens(tokens)
         self._history.clear()
+        self._written = 0
         step, n_rows = self._plan.pass_tokens, self._plan.logit_rows
         work = []
         for start in range(0, len(tokens), step):
@@ -332,6 +338,7 @@ class Engine:
         runtime.plan([s for _, _, heads in work for s in [LAYERS] + [HEAD] * len(heads)])
         for start, end, heads in work:
             part = list(tokens[start:end])
+            self._written = max(self._written, end)
             with _translated():
                 runtime.run(part, start, with_head=False)
             self._history.extend(part)

@@ -33,6 +33,7 @@ _MAX_RING_BYTES = 8 * MIB
 # read at the drive's full speed and keep the lists short.
 _TILES = 2048
 _MIN_TILE_BYTES, _MAX_TILE_BYTES = 128 * KIB, 4 * MIB
+_ATTENTION_TILE = 32  # kAttentionTile of kernels.h
 _CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
 
 
@@ -82,6 +83,7 @@ class Plan:
     arena_bytes: int = 0
     kv_offset: int = 0
     kv_bytes: int = 0
+    kv_positions: list[int] = field(default_factory=list)  # of each layer
     buffers: dict[str, int] = field(default_factory=dict)
     scratch_offset: int = 0
     scratch_bytes: int = 0
@@ -188,8 +190,8 @@ class Planner:
         return align_up(buffers + scratch + candidates, PAGE)
 
     def _kv_bytes(self, settings: Settings) -> int:
-        per_token = self.program.kv_bytes_per_token(2 if settings.kv_half else 4)
-        return align_up(per_token * settings.ctx, PAGE)
+        rows = sum(kv_positions(self.program, settings.ctx))
+        return align_up(rows * self.program.kv_row_bytes(2 if settings.kv_half else 4), PAGE)
 
     def _vector_bytes(self) -> int:
         return sum(align_up(4 * v.n, 64) for v in self.program.vectors.values())
@@ -344,6 +346,7 @@ class Planner:
 
         grid = max(PAGE, self.alignment)
         plan.kv_bytes = self._kv_bytes(settings)
+        plan.kv_positions = kv_positions(self.program, settings.ctx)
         plan.kv_offset = take(plan.kv_bytes, PAGE)
         for name in self.program.buffers:
             n_bytes = self._buffer_bytes(name, plan.pass_tokens, plan.logit_rows)
@@ -374,6 +377,28 @@ class Planner:
     def streamed(self, plan: Plan, segment: int) -> list[Tile]:
         """The tiles of ``segment`` that are not resident, in the order of use."""
         return [t for t in self.tiles[segment] if (t.matrix, t.row) not in plan.tile_offsets]
+
+
+def kv_positions(program: Program, ctx: int) -> list[int]:
+    """Rows of each layer's KV cache: ``ctx``, or a ring where a window needs no more.
+
+    A pass stores all its positions before it looks back, so the ring holds a window and the longest
+    pass, whatever the budget. It ends between tiles of attention.
+    """
+    longest = max(MIN_PASS_TOKENS, MAX_PASS_TOKENS)
+    return [
+        min(ctx, align_up(layer.window + longest, _ATTENTION_TILE)) if layer.window else ctx
+        for layer in program.hyper.layers
+    ]
+
+
+def reusable(program: Program, plan: Plan, kept: int, written: int) -> int:
+    """How many of the first ``kept`` positions a new pass can build on: all, or none where a ring
+    has lost what the windows before ``kept`` show. ``written``: positions ever stored."""
+    for layer, rows in zip(program.hyper.layers, plan.kv_positions, strict=True):
+        if layer.window and max(0, kept + 1 - layer.window) < written - rows:
+            return 0
+    return kept
 
 
 def default_threads() -> int:

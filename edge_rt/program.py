@@ -103,7 +103,6 @@ class Program:
     vectors: dict[str, VectorUse] = field(default_factory=dict)
     operations: tuple[list[Operation], list[Operation]] = field(default_factory=lambda: ([], []))
 
-    def kv_bytes_per_token(self, element_bytes: int) -> int:
-        """Bytes of KV cache that one position takes over all layers."""
-        h = self.hyper
-        return 2 * h.n_layers * h.n_kv_heads * h.head_dim * element_bytes
+    def kv_row_bytes(self, element_bytes: int) -> int:
+        """Bytes of KV cache that one position takes in one layer."""
+        return 2 * self.hyper.n_kv_heads * self.hyper.head_dim * element_bytes

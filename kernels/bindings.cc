@@ -97,7 +97,8 @@ void attention(const std::string& isa, Array<const float, 1> q, Array<const Kv, 
                               static_cast<int>(k.shape(0)),
                               scale,
                               first,
-                              cap};
+                              cap,
+                              static_cast<int>(k.shape(0))};
   (sizeof(Kv) == 2 ? table(isa)->attention_f16 : table(isa)->attention_f32)(&args);
 }
 

@@ -54,14 +54,15 @@ typedef void (*MatmulKernel)(const struct Rows* w, const struct Activations* x, 
 
 struct AttentionArgs {
   const float* q;  // (head_dim)
-  const void* k;   // (n_positions, head_dim), half or float
-  const void* v;   // (n_positions, head_dim)
+  const void* k;   // (ring, head_dim), half or float; position p is row p % ring
+  const void* v;   // (ring, head_dim)
   float* out;      // (head_dim)
   int head_dim;
   int n_positions;  // positions first..n_positions-1 are attended to
   float scale;      // usually 1 / sqrt(head_dim)
   int first;        // where a sliding window begins, else 0
   float cap;        // scores are soft-capped to ±cap before the softmax; 0: they are not
+  int ring;         // rows of k and v: at least n_positions, or a multiple of kAttentionTile
 };
 
 struct Kernels {

@@ -395,7 +395,8 @@ void test_attention() {
     const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
     const auto run = [&](const Kernels* kernels) {
       Exact<float> out(dim);
-      const AttentionArgs args = {q.data(), k.data(), v.data(), out.data(), dim, n, scale, 0, 0.0f};
+      const AttentionArgs args = {q.data(), k.data(), v.data(), out.data(), dim,
+                                  n,        scale,    0,        0.0f,       n};
       (sizeof(Kv) == 2 ? kernels->attention_f16 : kernels->attention_f32)(&args);
       return out;
     };

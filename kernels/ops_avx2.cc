@@ -158,8 +158,8 @@ void attention_avx2(const AttentionArgs* a) {
     const int left = a->n_positions - first;
     const int count = left < kAttentionTile ? left : kAttentionTile;
     const int skipped = a->first > first ? a->first - first : 0;  // before the window
-    const Kv* k = (const Kv*)a->k + (size_t)first * n;
-    const Kv* v = (const Kv*)a->v + (size_t)first * n;
+    const Kv* k = (const Kv*)a->k + (size_t)(first % a->ring) * n;
+    const Kv* v = (const Kv*)a->v + (size_t)(first % a->ring) * n;
     float s[kAttentionTile], tile_peak = peak;
     for (int i = 0; i < skipped; ++i) s[i] = -INFINITY;
     for (int i = skipped; i < count; ++i) s[i] = dot(a->q, k + (size_t)i * n, n) * a->scale;

@@ -56,8 +56,6 @@ float widen_kv(const float* p) { return *p; }
 
 template <typename Kv>
 void attention_ref(const AttentionArgs* a) {
-  const Kv* k = (const Kv*)a->k;
-  const Kv* v = (const Kv*)a->v;
   const size_t n = (size_t)a->head_dim;
   float peak = -INFINITY, total = 0.0f;
   for (size_t d = 0; d < n; ++d) a->out[d] = 0.0f;
@@ -65,13 +63,15 @@ void attention_ref(const AttentionArgs* a) {
   for (int first = start; first < a->n_positions; first += kAttentionTile) {
     const int left = a->n_positions - first;
     const int count = left < kAttentionTile ? left : kAttentionTile;
+    const Kv* k = (const Kv*)a->k + (size_t)(first % a->ring) * n;
+    const Kv* v = (const Kv*)a->v + (size_t)(first % a->ring) * n;
     const int skipped = a->first > first ? a->first - first : 0;  // before the window
     float s[kAttentionTile], tile_peak = peak;
     for (int i = 0; i < skipped; ++i) s[i] = -INFINITY;
     for (int i = skipped; i < count; ++i) {
       float lane[8] = {};
       for (size_t d = 0; d < n; ++d)
-        lane[d % 8] = fmaf(a->q[d], widen_kv(k + (first + i) * n + d), lane[d % 8]);
+        lane[d % 8] = fmaf(a->q[d], widen_kv(k + i * n + d), lane[d % 8]);
       s[i] = reduce8(lane) * a->scale;
       if (a->cap != 0.0f) s[i] = canonical_softcap(s[i], a->cap);
       tile_peak = s[i] > tile_peak ? s[i] : tile_peak;
@@ -85,8 +85,7 @@ void attention_ref(const AttentionArgs* a) {
     total = fmaf(total, keep, reduce8(lane));
     for (size_t d = 0; d < n; ++d) {
       float sum = a->out[d] * keep;
-      for (int i = skipped; i < count; ++i)
-        sum = fmaf(s[i], widen_kv(v + (first + i) * n + d), sum);
+      for (int i = skipped; i < count; ++i) sum = fmaf(s[i], widen_kv(v + i * n + d), sum);
       a->out[d] = sum;
     }
     peak = tile_peak;

@@ -111,20 +111,26 @@ void test_window() {
         static_cast<int>(round % 2 ? 8 * random.between(1, 16) : random.between(1, 131));
     const int n = static_cast<int>(random.between(1, 170));
     const int first = random.chance(0.2) ? 0 : static_cast<int>(random.between(0, n - 1));
+    // Either all positions have a row of their own, or a ring has room for the window's tiles.
+    const int tiles = (n + kAttentionTile - 1) / kAttentionTile - first / kAttentionTile;
+    const int ring =
+        random.chance(0.3) ? n : kAttentionTile * (tiles + static_cast<int>(random.between(0, 2)));
     const float cap = random.chance(0.5) ? 0.0f : std::exp(random.normal(1.0f) + 1);
     const Exact<float> q = random_floats(random, dim, random.chance(0.2) ? 30.0f : 1.0f);
-    Exact<Kv> k(static_cast<size_t>(n) * dim), v(k.size());
-    std::vector<double> k_value(k.size()), v_value(k.size());
+    // What no position of the window is stored in must not count, whatever it is.
+    Exact<Kv> k(static_cast<size_t>(ring) * dim, sizeof(Kv) == 2 ? Kv(0x7e00) : Kv(kNaN)), v = k;
+    std::vector<double> k_value(static_cast<size_t>(n) * dim), v_value(k_value.size());
     const auto fill = [&](Exact<Kv>& kv, std::vector<double>& value) {
-      for (size_t i = 0; i < kv.size(); ++i) {
-        // What lies before the window must not count, whatever it is.
-        const bool before = i < static_cast<size_t>(first) * dim;
-        const float x = before ? kNaN : random.normal();
-        if constexpr (sizeof(Kv) == 2) {
-          kv[i] = float_to_half(x);
-          value[i] = half_to_float(kv[i]);
-        } else {
-          value[i] = kv[i] = x;
+      for (int p = first; p < n; ++p) {
+        for (int d = 0; d < dim; ++d) {
+          Kv& stored = kv[static_cast<size_t>(p % ring) * dim + d];
+          const float x = random.normal();
+          if constexpr (sizeof(Kv) == 2) {
+            stored = float_to_half(x);
+            value[static_cast<size_t>(p) * dim + d] = half_to_float(stored);
+          } else {
+            value[static_cast<size_t>(p) * dim + d] = stored = x;
+          }
         }
       }
     };
@@ -134,7 +140,7 @@ void test_window() {
     const auto run = [&](const Kernels* kernels) {
       Exact<float> out(dim);
       const AttentionArgs args = {q.data(), k.data(), v.data(), out.data(), dim,
-                                  n,        scale,    first,    cap};
+                                  n,        scale,    first,    cap,        ring};
       (sizeof(Kv) == 2 ? kernels->attention_f16 : kernels->attention_f32)(&args);
       return out;
     };

@@ -198,6 +198,9 @@ def test_ropes() -> None:
     assert tables("smollm3", no_rope_layers=[1, 0, 1, 1, 1, 0]) == [0, None, 0, 0, 0, None]
     assert tables("gemma3_text", sliding_window=16) == [1] * 5 + [0]
     assert tables("olmo3", sliding_window=16) == [1, 1, 1, 0, 1, 1]
+    # A window that shows everything is none, but its layers keep their table.
+    wide = program(folder("gemma3_text", sliding_window=512)).hyper.layers
+    assert [(layer.window, layer.rope) for layer in wide] == [(0, 1)] * 5 + [(0, 0)]
     local, far = (
         program(folder("gemma3_text", sliding_window=16)).hyper.ropes[i].frequencies[1]
         for i in (1, 0)
@@ -306,6 +309,7 @@ def test_layer_types_and_windows_are_refused_by_name() -> None:
         ("llama", {"logit_scale": 2.0}),
         ("llama", {"expert_count": 8}),
         ("llama", {"attention__clamp_kqv": 8.0}),
+        ("llama", {"attention__causal": False}),
     ]
     for family, keys in cases:
         name = [key.replace("__", ".") for key in keys][-1]

@@ -38,6 +38,8 @@ class _Reader:
             value = source.metadata.get(f"{prefix}.{key}")
             if value is not None and value != 0:
                 raise ModelError(f"{prefix}.{key} is not supported")
+        if not source.get_bool(f"{prefix}.attention.causal", True):
+            raise ModelError(f"{prefix}.attention.causal is false: not a model that writes text")
         n_layers = self.size("block_count", 1024)
         hidden = self.size("embedding_length", 1 << 17)
         n_heads = self.size("attention.head_count", 1024)
@@ -97,7 +99,8 @@ class _Reader:
         windows, windowed = self.architecture.windows, [False] * n_layers
         key = f"{self.prefix}.attention.sliding_window"
         window = self.source.get_int(key, windows.size if windows else 0, 0, 1 << 31)
-        if 0 < window < n_ctx_train:
+        shows_all = window >= n_ctx_train
+        if window > 0 and (windows is not None or not shows_all):
             windowed = self.pattern(n_layers)
         tables: list[int | None] = [0] * n_layers
         local_base = f"{self.prefix}.rope.freq_base_swa"
@@ -110,7 +113,7 @@ class _Reader:
             if not turned:
                 tables[layer] = None
         return tuple(
-            Layer(window if local else 0, table)
+            Layer(window if local and not shows_all else 0, table)
             for local, table in zip(windowed, tables, strict=True)
         )
 

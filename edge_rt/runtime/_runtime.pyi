@@ -72,7 +72,6 @@ class Runtime:
     ) -> None: ...
     def set_attention(
         self,
-        n_layers: int,
         n_heads: int,
         n_kv_heads: int,
         head_dim: int,
@@ -80,6 +79,7 @@ class Runtime:
         half: bool,
         rope_halves: bool,
         kv_offset: int,
+        kv_positions: Sequence[int],
         temperature: float = 0.0,
         temperature_length: int = 1,
     ) -> None: ...

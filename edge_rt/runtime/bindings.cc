@@ -122,14 +122,14 @@ void bind_runtime(nb::module_& m) {
           "parts"_a = std::vector<PartTuple>())
       .def(
           "set_attention",
-          [](Runtime& r, int n_layers, int n_heads, int n_kv_heads, int head_dim, int n_ctx,
-             bool half, bool rope_halves, int64_t kv_offset, double temperature,
-             int temperature_length) {
-            r.set_attention({n_layers, n_heads, n_kv_heads, head_dim, n_ctx, half, rope_halves,
-                             kv_offset, temperature, temperature_length});
+          [](Runtime& r, int n_heads, int n_kv_heads, int head_dim, int n_ctx, bool half,
+             bool rope_halves, int64_t kv_offset, const std::vector<int>& kv_positions,
+             double temperature, int temperature_length) {
+            r.set_attention({n_heads, n_kv_heads, head_dim, n_ctx, half, rope_halves, kv_offset,
+                             kv_positions, temperature, temperature_length});
           },
-          "n_layers"_a, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "n_ctx"_a, "half"_a,
-          "rope_halves"_a, "kv_offset"_a, "temperature"_a = 0.0, "temperature_length"_a = 1)
+          "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "n_ctx"_a, "half"_a, "rope_halves"_a,
+          "kv_offset"_a, "kv_positions"_a, "temperature"_a = 0.0, "temperature_length"_a = 1)
       .def(
           "add_rope_table",
           [](Runtime& r, int buffer, const std::vector<double>& frequencies, double magnitude) {

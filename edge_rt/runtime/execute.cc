@@ -219,7 +219,8 @@ void Runtime::run_attention(const Pass& pass, Step& step) {
                                 position + 1,
                                 attention_scale(step.op, position),
                                 windowed ? position + 1 - step.op.window : 0,
-                                step.op.cap};
+                                step.op.cap,
+                                a.kv_positions[step.op.layer]};
     (a.half ? kernels_->attention_f16 : kernels_->attention_f32)(&args);
   }
 }

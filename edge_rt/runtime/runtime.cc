@@ -84,6 +84,17 @@ void Runtime::add_op(int segment, Op op) {
   steps_.at(segment).push_back(std::move(step));
 }
 
+void Runtime::set_attention(AttentionShape shape) {
+  attention_ = std::move(shape);
+  kv_offsets_.clear();
+  int64_t offset = attention_.kv_offset;
+  for (const int positions : attention_.kv_positions) {
+    kv_offsets_.push_back(offset);
+    offset += int64_t{2} * attention_.n_kv_heads * positions * attention_.head_dim *
+              (attention_.half ? 2 : 4);
+  }
+}
+
 void Runtime::set_scratch(int64_t offset, size_t bytes_per_thread) {
   scratch_offset_ = offset;
   scratch_bytes_ = bytes_per_thread;
@@ -118,9 +129,9 @@ Activations Runtime::activations(int buffer) const {
 std::byte* Runtime::kv(int layer, int which, int head, int position) const {
   const AttentionShape& a = attention_;
   const size_t element = a.half ? 2 : 4;
-  const size_t index =
-      ((static_cast<size_t>(layer) * 2 + which) * a.n_kv_heads + head) * a.n_ctx + position;
-  return at(a.kv_offset) + index * a.head_dim * element;
+  const size_t positions = a.kv_positions[layer];
+  const size_t index = (size_t{1} * which * a.n_kv_heads + head) * positions + position % positions;
+  return at(kv_offsets_[layer]) + index * a.head_dim * element;
 }
 
 const float* Runtime::logits(int r) const { return row(logits_, r); }

@@ -72,10 +72,12 @@ struct Op {
 };
 
 struct AttentionShape {
-  int n_layers, n_heads, n_kv_heads, head_dim, n_ctx;
+  int n_heads, n_kv_heads, head_dim, n_ctx;
   bool half;          // KV elements are half floats, else floats
   bool rope_halves;   // rotate (i, i + n/2) pairs instead of (2i, 2i + 1)
-  int64_t kv_offset;  // (layer, k|v, kv_head, position, head_dim)
+  int64_t kv_offset;  // layer by layer: (k|v, kv_head, kv_positions[layer], head_dim)
+  // Rows of each layer: n_ctx, or a ring for what a window and one pass need.
+  std::vector<int> kv_positions;
   // Scores at position p are multiplied by 1 + temperature * log(1 + floor(p /
   // temperature_length)).
   double temperature = 0;
@@ -129,7 +131,7 @@ class Runtime {
   void add_op(int segment, Op op);
   void add_rope_table(RopeTable table) { rope_tables_.push_back(std::move(table)); }
   void add_vector(const Vector& vector) { vectors_.push_back(vector); }
-  void set_attention(const AttentionShape& shape) { attention_ = shape; }
+  void set_attention(AttentionShape shape);
   void set_embedding(const Embedding& embedding) { embedding_ = embedding; }
   void set_scratch(int64_t offset, size_t bytes_per_thread);
   void set_hidden(int hidden, int logits) { hidden_ = hidden, logits_ = logits; }
@@ -215,6 +217,7 @@ class Runtime {
   std::array<std::vector<StreamBlock>, 2> streamed_;
   std::array<std::vector<std::unique_ptr<Step>>, 2> steps_;
   AttentionShape attention_{};
+  std::vector<int64_t> kv_offsets_;  // of each layer
   std::vector<RopeTable> rope_tables_;
   std::vector<Vector> vectors_;
   Embedding embedding_{};

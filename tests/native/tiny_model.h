@@ -20,6 +20,7 @@ constexpr int kLayers = 2, kHidden = 64, kHeads = 4, kKvHeads = 2, kHeadDim = 16
               kVocab = 160, kContext = 48;
 constexpr float kEps = 1e-5f;
 constexpr int kWindow = 9, kTemperatureLength = 8;
+constexpr int kRing = 32;  // positions of layer 1's cache: a window, a pass, whole tiles
 constexpr float kScoreCap = 3.0f, kLogitCap = 6.0f, kAdded = 0.7f, kEmbeddingScale = 1.3f;
 constexpr double kTemperature = 0.3, kMagnitude = 1.1;
 
@@ -260,9 +261,16 @@ class TinyRuntime {
     const auto quantize = [&](int segment, int src, int dst) {
       if (quantized) runtime_.add_op(segment, op(OpKind::kQuantize, src, -1, dst));
     };
-    runtime_.set_attention(
-        {kLayers, kHeads, kKvHeads, kHeadDim, kContext, setup.half, model.rope_halves,
-         take(2 * kLayers * kKvHeads * kContext * kHeadDim * 4), kTemperature, kTemperatureLength});
+    runtime_.set_attention({kHeads,
+                            kKvHeads,
+                            kHeadDim,
+                            kContext,
+                            setup.half,
+                            model.rope_halves,
+                            take(kLayers * kKvHeads * kContext * kHeadDim * 8),
+                            {kContext, kRing},
+                            kTemperature,
+                            kTemperatureLength});
     runtime_.add_rope_table({table, model.frequencies, kMagnitude});
     runtime_.add_op(0, op(OpKind::kRopeTables));
     runtime_.add_op(0, op(OpKind::kScale, -1, -1, x_, kEmbeddingScale));
