@@ -27,7 +27,7 @@ SANDWICH = {"gemma2", "gemma3_text"}  # norms before and after
 HEAD_NORM = {"qwen3", "gemma3_text"}
 PLUS_ONE = {"gemma", "gemma2", "gemma3_text"}  # norms multiply by 1 + weight
 QKV_BIAS = {"qwen2"}
-# Their GGUFs have no key for the size of a head: it is hidden / heads.
+# Their config.json has no head_dim, and their GGUFs no key for it: it is hidden / heads.
 EQUAL_HEADS = {"qwen2", "phi3", "smollm3", "olmo2", "olmo3", "granite"}
 
 _TOP = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
@@ -71,12 +71,13 @@ def shapes(family: str, config: Config) -> Iterator[tuple[str, tuple[int, ...]]]
         yield p + "post_attention_layernorm.weight", (hidden,)
         if family in SANDWICH:
             yield p + "pre_feedforward_layernorm.weight", (hidden,)
+        matrices = {"gate_proj": (ffn, hidden), "up_proj": (ffn, hidden)}
         if family == "phi3":
-            yield p + "mlp.gate_up_proj.weight", (2 * ffn, hidden)
-        else:
-            yield p + "mlp.gate_proj.weight", (ffn, hidden)
-            yield p + "mlp.up_proj.weight", (ffn, hidden)
-        yield p + "mlp.down_proj.weight", (hidden, ffn)
+            matrices = {"gate_up_proj": (2 * ffn, hidden)}
+        for name, shape in {**matrices, "down_proj": (hidden, ffn)}.items():
+            yield f"{p}mlp.{name}.weight", shape
+            if config.get("mlp_bias"):
+                yield f"{p}mlp.{name}.bias", shape[:1]
         if family in SANDWICH or family in POST_NORM:
             yield p + "post_feedforward_layernorm.weight", (hidden,)
     yield "model.norm.weight", (hidden,)

@@ -135,6 +135,7 @@ VARIANTS: dict[str, Variant] = {
     "llama_bias": Variant(
         "llama", sizes(attention_bias=True), matters=({"attention_bias": False},)
     ),
+    "llama_mlp_bias": Variant("llama", sizes(mlp_bias=True), matters=({"mlp_bias": False},)),
     "llama_mha": Variant("llama", sizes(num_attention_heads=4, num_key_value_heads=4, head_dim=24)),
     "llama_one_kv_head": Variant(
         "llama",
@@ -265,6 +266,10 @@ VARIANTS: dict[str, Variant] = {
         tokens=64,
         matters=({"query_pre_attn_scalar": 12},),
     ),
+    # The window hides nothing, but its layers still have a rope of their own.
+    "gemma3_wide_window": Variant(
+        "gemma3_text", gemma3(sliding_window=600), matters=(gemma3(local=1e6),)
+    ),
     "gemma3_wrapper": Variant("gemma3_text", gemma3(), wrapper="gemma3", tokens=160),
     # phi3
     "phi3": Variant("phi3", equal_heads(original_max_position_embeddings=512)),
@@ -330,6 +335,11 @@ VARIANTS: dict[str, Variant] = {
             layer_types("sssss"),
             olmo3({"rope_type": "default", "rope_theta": 5e5}),
         ),
+    ),
+    "olmo3_wide_window": Variant(
+        "olmo3",
+        olmo3(YARN | {"rope_theta": 5e5}, sliding_window=600),
+        matters=(olmo3({"rope_type": "default", "rope_theta": 5e5}),),
     ),
     "olmo3_pattern": Variant(
         "olmo3",
