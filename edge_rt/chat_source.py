@@ -50,7 +50,11 @@ def _in_folder(folder: Path, tools: bool) -> dict[str, str]:
         return named
     return {
         **(
-            _named(read_settings(folder / "tokenizer_config.json").get("chat_template"))
+            _named(
+                read_settings(folder / "tokenizer_config.json", ("chat_template",)).get(
+                    "chat_template"
+                )
+            )
             or _in_json(folder)
         ),
         **named,
@@ -59,7 +63,9 @@ def _in_folder(folder: Path, tools: bool) -> dict[str, str]:
 
 def _in_json(folder: Path) -> dict[str, str]:
     """``chat_template.json``, which processors of older models have."""
-    return _named(read_settings(folder / "chat_template.json").get("chat_template"))
+    return _named(
+        read_settings(folder / "chat_template.json", ("chat_template",)).get("chat_template")
+    )
 
 
 def _read_text(path: Path) -> str:
@@ -99,7 +105,7 @@ def special_tokens(source: WeightSource, tokenizer: Tokenizer) -> dict[str, str]
     folder = source.folder
     found = {}
     if folder is not None:
-        settings = read_settings(Path(folder) / "tokenizer_config.json")
+        settings = read_settings(Path(folder) / "tokenizer_config.json", tuple(_TOKEN_KEYS))
         for name in _TOKEN_KEYS:
             value = settings.get(name)
             text = value.get("content") if isinstance(value, dict) else value
