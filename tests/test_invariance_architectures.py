@@ -103,25 +103,37 @@ def test_threads_and_instruction_sets(
     assert found == reference(model)
 
 
-@pytest.mark.parametrize("pass_tokens", [7, 32, 64])
-def test_pass_sizes(model: Path, monkeypatch: pytest.MonkeyPatch, pass_tokens: int) -> None:
+def set_pass(monkeypatch: pytest.MonkeyPatch, pass_tokens: int) -> None:
+    """Short passes also make the KV rings of windowed layers shorter than the prompt."""
     monkeypatch.setattr(planner, "MIN_PASS_TOKENS", pass_tokens)
     monkeypatch.setattr(planner, "MAX_PASS_TOKENS", pass_tokens)
     monkeypatch.setattr(planner, "MIN_LOGIT_ROWS", min(3, pass_tokens))
+
+
+@pytest.mark.parametrize("pass_tokens", [7, 32, 64])
+def test_pass_sizes(model: Path, monkeypatch: pytest.MonkeyPatch, pass_tokens: int) -> None:
+    reference(model)
+    set_pass(monkeypatch, pass_tokens)
     with open_engine(model, weight_cap="0") as engine:
         assert engine.plan.pass_tokens == pass_tokens
         assert scored(engine) == reference(model)
 
 
-def test_decoding_equals_prefill(model: Path) -> None:
+def test_decoding_equals_prefill(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference(model)
+    set_pass(monkeypatch, 9)
     with open_engine(model, weight_cap=400_000) as engine:
         for index, token in enumerate(ids()):
             engine.decode(token)
             assert engine.logits_bytes() == reference_row(model, index), f"token {index}"
 
 
-def test_going_back(model: Path) -> None:
+@pytest.mark.parametrize("pass_tokens", [9, None])
+def test_going_back(model: Path, monkeypatch: pytest.MonkeyPatch, pass_tokens: int | None) -> None:
     """A shorter prefix of what is known, by more than a window, and on from there."""
+    reference(model)
+    if pass_tokens:
+        set_pass(monkeypatch, pass_tokens)
     with open_engine(model) as engine:
         for end in (5, 40, 75, 41, 12, 60):
             engine.prefill(ids()[:end])
