@@ -284,7 +284,7 @@ class Planner:
         ``first`` bytes for passes of up to `MIN_PASS_TOKENS`."""
         pass_tokens, logit_rows = self.min_pass_tokens, self.min_logit_rows
         base = self._activation_bytes(settings, pass_tokens, logit_rows)
-        while pass_tokens < min(MAX_PASS_TOKENS, settings.ctx):
+        while pass_tokens < settings.ctx and pass_tokens * 2 <= MAX_PASS_TOKENS:
             more = self._activation_bytes(settings, pass_tokens * 2, logit_rows) - base
             allowed = (first if pass_tokens < MIN_PASS_TOKENS else spare) // 2
             if more + pass_tokens * self._staging_bytes() > allowed:

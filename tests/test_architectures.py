@@ -425,6 +425,7 @@ def test_floors_of_real_sizes(name: str, dtype: BlockFormat) -> None:
         if len(info.shape) == 1:  # norms are floats in every file
             source.tensors[key] = TensorInfo(info.name, info.shape, F32, "F32", info.offset,
                                              4 * info.shape[0])  # fmt: skip
+    source.folder = None  # no tokenizer: its ceilings have their own tests
     p = build_program(source, no_floats)
     planner = Planner(source, p, 4096)
     _, roles = planner.floor(Settings(budget=0, ctx=2048, n_threads=2))
@@ -436,4 +437,4 @@ def test_floors_of_real_sizes(name: str, dtype: BlockFormat) -> None:
     assert sum(roles.values()) - explained <= 10 * MIB
     assert roles["ring"] <= 16.5 * MIB and roles["weights"] <= 3 * MIB
     assert planner.min_logit_rows * p.n_vocab * 4 <= 3 * MIB
-    assert tokenizer_ceilings(p.n_vocab, p.n_vocab, 8 * p.n_vocab)[0] < 40 * MIB
+    assert tokenizer_ceilings(p.n_vocab, p.n_vocab, 8 * p.n_vocab, 1024)[0] < 40 * MIB

@@ -5,7 +5,7 @@ The scale of attention is as in gemma2; the one model with its own has 62 layers
 """
 
 from edge_rt.models.description import Architecture, Attention, GatedMlp, HuggingFace, Norm, Windows
-from edge_rt.models.names import CAPS, GEMMA, QK_NORMS, sizes
+from edge_rt.models.names import FINAL_CAP, GEMMA, QK_NORMS, sizes
 
 ARCHITECTURE = Architecture(
     name="gemma3",
@@ -39,7 +39,7 @@ ARCHITECTURE = Architecture(
                 rope_theta=1e6,
                 rope_local_base_freq=10000.0,
             ),
-            CAPS,
+            FINAL_CAP,  # transformers' gemma3 never reads attn_logit_softcapping
             norm_offset=1.0,
             windows="period",
         ),

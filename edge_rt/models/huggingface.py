@@ -237,29 +237,36 @@ class _Translator:
         optional = rule in ("late", "without_rope")
         if rule == "none" or window is None or (optional and not self.get("use_sliding_window")):
             keys["attention.sliding_window"] = 0
+            # What transformers makes of this contradiction differs from family to family.
+            if rule != "none" and window and any(self.listed(self.get("layer_types"), n_layers)):
+                raise self.raw.fail("config.json: layer_types has windows that are switched off")
             return
         window = self.integer("sliding_window")
         if window < 1:
             raise self.raw.fail(f"config.json: sliding_window is {window}")
-        types = self.get("layer_types") if rule != "all" else None
-        if types is not None:
-            pattern = self.listed(types, n_layers)
-        elif rule == "late":
-            first = self.integer("max_window_layers")
-            pattern = tuple(layer >= first for layer in range(n_layers))
-        elif rule == "without_rope":
-            pattern = tuple(not t for t in turned)
-        else:
-            every = self.get("sliding_window_pattern") or self.get("_sliding_window_pattern")
-            every = 0 if rule == "all" else every or self.get("full_every")
-            if type(every) is not int or every < 0:
-                raise self.raw.fail(f"config.json: sliding_window_pattern is {clip(every)}")
-            pattern = tuple(every == 0 or (i + 1) % every != 0 for i in range(n_layers))
+        pattern = self.listed(self.get("layer_types") if rule != "all" else None, n_layers)
         keys["attention.sliding_window"] = window
-        keys["attention.sliding_window_pattern"] = pattern
+        keys["attention.sliding_window_pattern"] = pattern or self.pattern(n_layers, turned)
+
+    def pattern(self, n_layers: int, turned: tuple[bool, ...]) -> tuple[bool, ...]:
+        """Which layers have the window where config.json has no layer_types."""
+        rule = self.family.windows
+        if rule == "late":
+            first = self.integer("max_window_layers")
+            return tuple(layer >= first for layer in range(n_layers))
+        if rule == "without_rope":
+            return tuple(not t for t in turned)
+        every = self.get("sliding_window_pattern") or self.get("_sliding_window_pattern")
+        every = 0 if rule == "all" else every or self.get("full_every")
+        if type(every) is not int or every < 0:
+            raise self.raw.fail(f"config.json: sliding_window_pattern is {clip(every)}")
+        return tuple(every == 0 or (i + 1) % every != 0 for i in range(n_layers))
 
     def listed(self, types: object, n_layers: int) -> tuple[bool, ...]:
+        """Which layers a layer_types calls windowed; empty where there is none."""
         known = ("full_attention", "sliding_attention")
+        if types is None:
+            return ()
         if not isinstance(types, list) or len(types) != n_layers:
             raise self.raw.fail(f"config.json: layer_types is not a list of {n_layers}")
         for kind in types:

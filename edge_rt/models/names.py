@@ -23,7 +23,8 @@ GEMMA = (
     | MLP
 )
 # Numbers that config.json and GGUF call alike; null is no cap.
-CAPS = {name: name for name in ("attn_logit_softcapping", "final_logit_softcapping")}
+FINAL_CAP = {"final_logit_softcapping": "final_logit_softcapping"}
+CAPS = FINAL_CAP | {"attn_logit_softcapping": "attn_logit_softcapping"}
 
 
 def sizes(
