@@ -225,7 +225,7 @@ def test_interrupt(demo_model: Path) -> None:
     assert child.stdout is not None
     child.stdout.read(1)  # it has begun to answer
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=30)
+    _, err = child.communicate(timeout=90)
     assert child.returncode == 130, err
     assert b"Traceback" not in err
 
