@@ -203,6 +203,9 @@ class Planner:
         largest = max(self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles())
         return align_up(_MIN_RING_TILES * largest, PAGE)
 
+    def _chat_bytes(self, settings: Settings) -> int:
+        return self.template_bytes + (0 if settings.chat_loaded else budget.CHAT_BYTES)
+
     def _fixed_roles(
         self, settings: Settings, pass_tokens: int, logit_rows: int, ring: int
     ) -> dict[str, int]:
@@ -215,9 +218,8 @@ class Planner:
         if settings.baseline:
             tokenizer = min(tokenizer, settings.baseline // 2)
             interpreter = settings.baseline - tokenizer
-        chat = self.template_bytes + (0 if settings.chat_loaded else budget.CHAT_BYTES)
         return {
-            "interpreter": interpreter + chat + settings.reserved,
+            "interpreter": interpreter + self._chat_bytes(settings) + settings.reserved,
             "tokenizer": tokenizer,
             "weights": align_up(self._vector_bytes(), PAGE),
             "ring": ring,
@@ -245,7 +247,8 @@ class Planner:
         roles = self._with_page_tables(
             self._fixed_roles(settings, self.min_pass_tokens, self.min_logit_rows, ring)
         )
-        building = roles["interpreter"] + self.tokenizer_peak + budget.KERNEL_BASE_BYTES
+        building = roles["interpreter"] - self._chat_bytes(settings) + self.tokenizer_peak
+        building += budget.KERNEL_BASE_BYTES
         return align_up(max(sum(roles.values()), building), MIB), roles
 
     def plan(self, settings: Settings) -> Plan:
