@@ -453,14 +453,18 @@ class Engine:
 
         Starts from an empty context. NumPy's import and one row are charged to the budget.
         """
-        self._reserve_arrays(4 * self.n_vocab)
-        import numpy
+        n_bytes = 4 * self.n_vocab
+        self._reserve_arrays(n_bytes)
+        try:
+            import numpy
 
-        with self._exclusive():
-            for _, row in self.score_rows(tokens, 0):
-                out = numpy.empty(self.n_vocab, numpy.float32)
-                self._running().copy_logits(row, out)
-                yield out
+            with self._exclusive():
+                for _, row in self.score_rows(tokens, 0):
+                    out = numpy.empty(self.n_vocab, numpy.float32)
+                    self._running().copy_logits(row, out)
+                    yield out
+        finally:
+            _release(weakref.ref(self), n_bytes)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Teacher-forced logits (len(tokens), n_vocab), float32, charged to the budget while
@@ -471,10 +475,10 @@ class Engine:
         import numpy
 
         result = numpy.empty((len(tokens), self.n_vocab), numpy.float32)
+        weakref.finalize(result, _release, weakref.ref(self), n_bytes)
         with self._exclusive():
             for index, row in self.score_rows(tokens, 0):
                 self._running().copy_logits(row, result[index])
-        weakref.finalize(result, _release, weakref.ref(self), n_bytes)
         return result
 
     def _reserve_arrays(self, n_bytes: int) -> None:

@@ -45,6 +45,9 @@ def build_program(source: WeightSource, read_floats: ReadFloats) -> Program:
     return _Builder(source, architecture, hyper).build()
 
 
+_MAX_VOCAB = 1 << 28
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Rows ``first .. first + n`` of the tensor ``name``, multiplied into ``dst``."""
@@ -70,6 +73,8 @@ class _Builder:
             raise ModelError(
                 f"{embedding.name} is {embedding.shape}: it must have {hyper.hidden} columns"
             )
+        if embedding.shape[0] > _MAX_VOCAB:
+            raise ModelError(f"{embedding.name} has {embedding.shape[0]} rows, more than any model")
         self.program = Program(
             architecture=architecture,
             hyper=hyper,

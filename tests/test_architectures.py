@@ -448,3 +448,7 @@ def test_missing_tensors_are_named_as_the_folder_does(family: str) -> None:
         raw = folder(family)
         del raw.raw[name]
         refuse(raw, f"no tensor {name}")
+
+
+def test_an_endless_vocabulary_is_refused() -> None:
+    refuse(folder("llama", change={"vocab_size": 1 << 31}), "2147483648 rows")
