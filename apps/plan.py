@@ -34,9 +34,7 @@ def plan(
 ) -> None:
     """Show what is where for a budget, the floor and a forecast of the speed."""
     path = o.model_path(model)
-    from dataclasses import replace
-
-    from edge_rt.engine import make_settings, measured_baseline, open_planner
+    from edge_rt.engine import make_settings, open_planner, with_baseline
     from edge_rt.tokenizer import Tokenizer
 
     source, planner, _ = open_planner(path)
@@ -44,7 +42,7 @@ def plan(
     decision = planner.plan(settings)
     if decision.fits:  # as the engine does: the tokenizer is built, then what is held is measured
         tokenizer = Tokenizer.from_source(source)
-        decision = planner.plan(replace(settings, baseline=measured_baseline()))
+        decision = planner.plan(with_baseline(settings))
         del tokenizer
     report = plan_json(planner, decision)
     if as_json:

@@ -52,7 +52,7 @@ def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str) -
         staging_bytes=plan.staging_bytes,
     )
     runtime.set_scratch(offset=plan.scratch_offset, bytes_per_thread=plan.scratch_bytes)
-    runtime.set_hidden(hidden=buffers[X], logits=buffers[LOGITS])
+    runtime.set_logits(buffers[LOGITS], plan.logit_rows)
     runtime.finish(ring_offset=plan.ring_offset, ring_bytes=plan.ring_bytes)
     return runtime
 

@@ -6,19 +6,28 @@ stays below each. Bytes are resident memory (VmHWM) plus kernel memory charged t
 
 from __future__ import annotations
 
+import re
+
 from edge_rt.sizes import KIB, MIB, align_up
 from edge_rt.tokenizer_cost import tokenizer_bytes
 
 __all__ = ["baseline_bytes", "kernel_bytes", "tokenizer_bytes"]
 
-# CPython, our extensions, typer, jinja2 and the tokenizers library, imported and idle.
-INTERPRETER_BYTES = 32 * MIB
-# Growth of Python's and malloc's heaps after the arena is sized: prompts, answers, templates.
-SLACK_BYTES = 4 * MIB
+# CPython, our extensions and typer, imported, and a model's directory; no chat, no tokenizer.
+INTERPRETER_BYTES = 25 * MIB
+# Growth of Python's and malloc's heaps after the arena is sized: prompts, answers.
+SLACK_BYTES = 3 * MIB
+# A position of the context: the objects, lists and text of its token while a request runs.
+CONTEXT_TOKEN_BYTES = 96
 # What a measured baseline does not show yet: the tokenizer's word caches (2.4 MiB at most) and the
-# code pages that only a running model touches; and jinja2, where no chat was prepared so far.
+# code pages that only a running model touches.
 UNSEEN_BYTES = 3 * MIB
-UNSEEN_CHAT_BYTES = 6 * MIB
+# jinja2, imported with our sandbox, and a rendered conversation.
+CHAT_BYTES = 7 * MIB
+# What compiling makes of one lexeme of a template, and how many of them are not refused.
+_LEXEME_BYTES = 2700
+_MAX_LEXEMES = 4000
+_LEXEME = re.compile(r"\w+|[^\w\s]")
 # A thread's touched stack and the kernel's stack and task structures for it.
 COMPUTE_THREAD_BYTES = 64 * KIB
 READ_THREAD_BYTES = 64 * KIB
@@ -28,12 +37,19 @@ KERNEL_BASE_BYTES = 1536 * KIB
 NUMPY_BYTES = 26 * MIB
 
 
-def baseline_bytes(resident: int, chat_is_loaded: bool) -> int:
-    """What a process with a built tokenizer will hold besides its arena, from its RSS now.
+def baseline_bytes(resident: int) -> int:
+    """What a process with a built tokenizer will hold besides arena and chat, from its RSS now.
 
     Rounded to whole MiB, so that equal runs get equal plans.
     """
-    return align_up(resident + UNSEEN_BYTES + (0 if chat_is_loaded else UNSEEN_CHAT_BYTES), MIB)
+    return align_up(resident + UNSEEN_BYTES, MIB)
+
+
+def template_bytes(template: str) -> int:
+    """A ceiling of what compiling a chat template takes, besides `CHAT_BYTES`."""
+    # At least as many as Jinja's tokens, of which chat_sandbox allows no more.
+    n_lexemes = sum(1 for _ in _LEXEME.finditer(template))
+    return _LEXEME_BYTES * min(n_lexemes, _MAX_LEXEMES)
 
 
 def kernel_bytes(arena_bytes: int) -> int:

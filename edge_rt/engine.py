@@ -89,9 +89,10 @@ def make_settings(
     )
 
 
-def measured_baseline() -> int:
-    """What this process, with its tokenizer built, will hold besides an arena."""
-    return budget.baseline_bytes(resident_bytes(), chat_is_loaded="jinja2" in sys.modules)
+def with_baseline(settings: Settings) -> Settings:
+    """``settings`` with what this process, its tokenizer built, will hold besides an arena."""
+    loaded = "edge_rt.chat_sandbox" in sys.modules
+    return replace(settings, baseline=budget.baseline_bytes(resident_bytes()), chat_loaded=loaded)
 
 
 def _parse_cap(text: str | int) -> int:
@@ -150,6 +151,7 @@ class Engine:
             )
         self._charge_baseline()
         self._template: ChatTemplate | None = None
+        self._template_bytes = self._planner.template_bytes  # charged
         self._start()
         self.load_s = time.perf_counter() - started
 
@@ -157,7 +159,7 @@ class Engine:
 
     def _charge_baseline(self) -> None:
         """What the process holds before the arena exists counts, whoever allocated it."""
-        self._settings = replace(self._settings, baseline=measured_baseline())
+        self._settings = with_baseline(self._settings)
         self._plan = self._planner.plan(self._settings)
         self._plan.require_fit(
             f"{os.path.basename(self.source.path)} in a process that already holds "
@@ -273,6 +275,7 @@ class Engine:
     def forget(self) -> None:
         """Drop the conversation: the next request starts with an empty KV cache."""
         self._history.clear()
+        self._written = 0
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raise `UsageError` unless ``tokens`` are of the vocabulary and fit the context."""
@@ -437,6 +440,11 @@ class Engine:
         if source is None:
             raise UsageError("this model has no chat template: use generate with raw text")
         if self._template is None or self._template.source != source:
+            self._template = None
+            more = budget.template_bytes(source) - self._template_bytes
+            if more > 0:  # one that the caller brought
+                self._reserve(more, "a chat template")
+                self._template_bytes += more
             self._template = ChatTemplate(source, **special_tokens(self.source, self.tokenizer))
         return self._template
 
@@ -445,35 +453,41 @@ class Engine:
 
         Starts from an empty context. NumPy's import and one row are charged to the budget.
         """
-        self._reserve(4 * self.n_vocab)
-        import numpy
+        n_bytes = 4 * self.n_vocab
+        self._reserve_arrays(n_bytes)
+        try:
+            import numpy
 
-        with self._exclusive():
-            for _, row in self.score_rows(tokens, 0):
-                out = numpy.empty(self.n_vocab, numpy.float32)
-                self._running().copy_logits(row, out)
-                yield out
+            with self._exclusive():
+                for _, row in self.score_rows(tokens, 0):
+                    out = numpy.empty(self.n_vocab, numpy.float32)
+                    self._running().copy_logits(row, out)
+                    yield out
+        finally:
+            _release(weakref.ref(self), n_bytes)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Teacher-forced logits (len(tokens), n_vocab), float32, charged to the budget while
         alive."""
         self.check_tokens(tokens)
         n_bytes = 4 * len(tokens) * self.n_vocab
-        self._reserve(n_bytes)
+        self._reserve_arrays(n_bytes)
         import numpy
 
         result = numpy.empty((len(tokens), self.n_vocab), numpy.float32)
+        weakref.finalize(result, _release, weakref.ref(self), n_bytes)
         with self._exclusive():
             for index, row in self.score_rows(tokens, 0):
                 self._running().copy_logits(row, result[index])
-        weakref.finalize(result, _release, weakref.ref(self), n_bytes)
         return result
 
-    def _reserve(self, n_bytes: int) -> None:
-        """Make room for results that the caller will hold; residency shrinks if it must."""
+    def _reserve_arrays(self, n_bytes: int) -> None:
+        numpy = 0 if "numpy" in sys.modules else budget.NUMPY_BYTES
+        self._reserve(n_bytes + numpy, "logits", "; iter_logits yields them row by row")
+
+    def _reserve(self, n_bytes: int, what: str, advice: str = "") -> None:
+        """Make room for what the caller will hold; residency shrinks if it must."""
         self._running()
-        if "numpy" not in sys.modules:
-            n_bytes += budget.NUMPY_BYTES
         settings = replace(self._settings, reserved=self._settings.reserved + n_bytes)
         planned = sum(self._plan.roles.values())
         with self._exclusive():
@@ -485,8 +499,7 @@ class Engine:
                 self._replan(settings)
             except BudgetError as error:
                 raise BudgetError(
-                    f"{format_size(n_bytes)} of logits do not fit the budget: {error}; "
-                    "iter_logits yields them row by row"
+                    f"{format_size(n_bytes)} of {what} do not fit the budget: {error}{advice}"
                 ) from None
 
 

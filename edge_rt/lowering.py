@@ -10,6 +10,7 @@ from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.models import architecture_of
 from edge_rt.models.description import Architecture, Attention, GatedMlp, Hyperparameters, Norm
 from edge_rt.models.hyperparameters import read_hyperparameters
+from edge_rt.models.names import name_in_folder
 from edge_rt.models.rope import FACTORS, LONG_FACTORS, SHORT_FACTORS, ReadFloats
 from edge_rt.program import (
     ATTENDED,
@@ -44,6 +45,9 @@ def build_program(source: WeightSource, read_floats: ReadFloats) -> Program:
     return _Builder(source, architecture, hyper).build()
 
 
+_MAX_VOCAB = 1 << 28
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Rows ``first .. first + n`` of the tensor ``name``, multiplied into ``dst``."""
@@ -60,6 +64,7 @@ class _Builder:
         self, source: WeightSource, architecture: Architecture, hyper: Hyperparameters
     ) -> None:
         self.tensors = source.tensors
+        self.in_folder = source.folder is not None
         self.architecture = architecture
         self.hyper = hyper
         self.used = {FACTORS, LONG_FACTORS, SHORT_FACTORS}
@@ -68,6 +73,8 @@ class _Builder:
             raise ModelError(
                 f"{embedding.name} is {embedding.shape}: it must have {hyper.hidden} columns"
             )
+        if embedding.shape[0] > _MAX_VOCAB:
+            raise ModelError(f"{embedding.name} has {embedding.shape[0]} rows, more than any model")
         self.program = Program(
             architecture=architecture,
             hyper=hyper,
@@ -221,7 +228,9 @@ class _Builder:
 
     def tensor(self, name: str) -> TensorInfo:
         if name not in self.tensors:
-            raise ModelError(f"the file has no tensor {name}")
+            if self.in_folder:
+                name = name_in_folder(name, self.architecture)
+            raise ModelError(f"the model has no tensor {name}")
         self.used.add(name)
         return self.tensors[name]
 

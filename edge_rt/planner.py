@@ -11,7 +11,8 @@ import os
 from dataclasses import dataclass, field, replace
 
 from edge_rt import budget
-from edge_rt.errors import BudgetError
+from edge_rt.chat_source import find_template
+from edge_rt.errors import BudgetError, EdgeRTError
 from edge_rt.loaders.source import WeightSource
 from edge_rt.program import LOGITS, MatrixUse, Program
 from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
@@ -59,6 +60,7 @@ class Settings:
     weight_cap: int | None = None
     reserved: int = 0  # held by the caller on top: results of `logits`, for one
     baseline: int = 0  # measured: interpreter and tokenizer; 0: unknown, the ceilings hold
+    chat_loaded: bool = False  # what `budget.CHAT_BYTES` is for is in the baseline
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Planner:
         self.program = program
         self.alignment = alignment
         self.tokenizer_peak, self.tokenizer_steady = budget.tokenizer_bytes(source)
+        self.template_bytes = _template_bytes(source)
         total = sum(m.n_bytes for m in program.matrices)
         ideal = 1 << (total // _TILES).bit_length()
         self.tile_bytes = max(_MIN_TILE_BYTES, min(_MAX_TILE_BYTES, ideal))
@@ -200,6 +203,9 @@ class Planner:
         largest = max(self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles())
         return align_up(_MIN_RING_TILES * largest, PAGE)
 
+    def _chat_bytes(self, settings: Settings) -> int:
+        return self.template_bytes + (0 if settings.chat_loaded else budget.CHAT_BYTES)
+
     def _fixed_roles(
         self, settings: Settings, pass_tokens: int, logit_rows: int, ring: int
     ) -> dict[str, int]:
@@ -213,7 +219,7 @@ class Planner:
             tokenizer = min(tokenizer, settings.baseline // 2)
             interpreter = settings.baseline - tokenizer
         return {
-            "interpreter": interpreter + settings.reserved,
+            "interpreter": interpreter + self._chat_bytes(settings) + settings.reserved,
             "tokenizer": tokenizer,
             "weights": align_up(self._vector_bytes(), PAGE),
             "ring": ring,
@@ -221,7 +227,7 @@ class Planner:
             "activations": self._activation_bytes(settings, pass_tokens, logit_rows),
             "io": align_up(pass_tokens * self._staging_bytes(), PAGE) + threads,
             "kernel": budget.KERNEL_BASE_BYTES,
-            "slack": budget.SLACK_BYTES,
+            "slack": budget.SLACK_BYTES + budget.CONTEXT_TOKEN_BYTES * settings.ctx,
         }
 
     # -- planning -------------------------------------------------------------------------------
@@ -234,13 +240,15 @@ class Planner:
         """The smallest budget that works, and its roles: the larger of start-up and running."""
         # A measured baseline below its ceiling makes room for weights, but no lower floor: what
         # works here must not depend on luck.
-        if settings.baseline <= budget.INTERPRETER_BYTES + self.tokenizer_steady:
-            settings = replace(settings, baseline=0)
+        chat = budget.CHAT_BYTES if settings.chat_loaded else 0
+        if settings.baseline <= budget.INTERPRETER_BYTES + chat + self.tokenizer_steady:
+            settings = replace(settings, baseline=0, chat_loaded=False)
         ring = self._min_ring_bytes()
         roles = self._with_page_tables(
             self._fixed_roles(settings, self.min_pass_tokens, self.min_logit_rows, ring)
         )
-        building = roles["interpreter"] + self.tokenizer_peak + budget.KERNEL_BASE_BYTES
+        building = roles["interpreter"] - self._chat_bytes(settings) + self.tokenizer_peak
+        building += budget.KERNEL_BASE_BYTES
         return align_up(max(sum(roles.values()), building), MIB), roles
 
     def plan(self, settings: Settings) -> Plan:
@@ -252,9 +260,10 @@ class Planner:
         everything = set(self._all_tiles())
         least_sizes = self.min_pass_tokens, self.min_logit_rows
         room = self._room(settings, limit, *least_sizes, ring=0)
-        if self._resident_charge(everything) <= room:
+        whole = self._resident_charge(everything)
+        if whole <= self._capped(settings, room):
             resident, ring = everything, 0
-            spare = (room - self._resident_charge(everything)) // 2
+            spare = (room - whole) // 2
             pass_tokens, logit_rows = self._pass_sizes(settings, spare, spare)
         else:
             spare = self._room(settings, limit, *least_sizes, self._min_ring_bytes())
@@ -263,7 +272,7 @@ class Planner:
             ring = min(_MAX_RING_BYTES, align_up(spare // 16, PAGE))
             ring = max(ring, self._min_ring_bytes())
             room = self._room(settings, limit, pass_tokens, logit_rows, ring)
-            resident = self._choose(room)
+            resident = self._choose(self._capped(settings, room))
         roles = self._fixed_roles(settings, pass_tokens, logit_rows, ring)
         plan = Plan(settings, True, floor, roles, pass_tokens, logit_rows, ring_bytes=ring)
         self._lay_out(plan, resident)
@@ -272,12 +281,15 @@ class Planner:
     def _room(
         self, settings: Settings, limit: int, pass_tokens: int, logit_rows: int, ring: int
     ) -> int:
-        """Bytes that resident tiles may have besides everything else."""
+        """Bytes that are left besides everything but resident tiles."""
         fixed = self._fixed_roles(settings, pass_tokens, logit_rows, ring)
         left = limit - sum(self._with_page_tables(fixed).values())
         # Page tables grow with the arena by 1/512 of what the weights get; its parts end on pages.
-        left = max(0, left - left // 256 - 2 * PAGE)
-        return left if settings.weight_cap is None else min(left, settings.weight_cap)
+        return max(0, left - left // 256 - 2 * PAGE)
+
+    def _capped(self, settings: Settings, room: int) -> int:
+        """Bytes of ``room`` that resident tiles may have."""
+        return room if settings.weight_cap is None else min(room, settings.weight_cap)
 
     def _pass_sizes(self, settings: Settings, first: int, spare: int) -> tuple[int, int]:
         """Tokens per pass and logit rows that ``spare`` bytes more than the least ones allow;
@@ -377,6 +389,15 @@ class Planner:
     def streamed(self, plan: Plan, segment: int) -> list[Tile]:
         """The tiles of ``segment`` that are not resident, in the order of use."""
         return [t for t in self.tiles[segment] if (t.matrix, t.row) not in plan.tile_offsets]
+
+
+def _template_bytes(source: WeightSource) -> int:
+    """A ceiling for the largest of the model's own chat templates, compiled."""
+    try:
+        found = [find_template(source, tools) for tools in (False, True)]
+    except EdgeRTError:  # a chat will say so
+        return 0
+    return max(budget.template_bytes(text) for text in {text or "" for text in found})
 
 
 def kv_positions(program: Program, ctx: int) -> list[int]:

@@ -43,9 +43,9 @@ File::Descriptor::~Descriptor() {
 File::Part File::open_part(const std::string& path, bool direct) {
   // O_NONBLOCK: a FIFO must not block us.
   Descriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (fd.get() < 0) throw IoError(errno, "cannot open " + path);
+  if (fd.get() < 0) throw IoError::of(errno, "cannot open " + path);
   struct stat info;
-  if (fstat(fd.get(), &info) != 0) throw IoError(errno, "cannot stat " + path);
+  if (fstat(fd.get(), &info) != 0) throw IoError::of(errno, "cannot stat " + path);
   if (!S_ISREG(info.st_mode)) throw IoError(EINVAL, path + " is not a regular file");
   const uint64_t size = static_cast<uint64_t>(info.st_size);
   const size_t alignment = direct ? direct_alignment(fd.get()) : 0;
@@ -113,8 +113,8 @@ void File::read(uint64_t offset, size_t length, size_t needed, std::byte* destin
         pread(part.fd.get(), destination + done, length - done, static_cast<off_t>(at + done));
     if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
     if (n < 0)
-      throw IoError(errno, "reading " + std::to_string(length - done) + " bytes at " +
-                               std::to_string(at + done) + " of " + part.path);
+      throw IoError::of(errno, "reading " + std::to_string(length - done) + " bytes at " +
+                                   std::to_string(at + done) + " of " + part.path);
     if (n == 0) throw shorter(at + done);
     done += static_cast<size_t>(n);
     // Direct reads stop off the grid only at the end of the file.

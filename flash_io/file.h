@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -10,11 +11,19 @@
 
 namespace edge_rt {
 
-// An error number with the sentence that says what was being done.
-class IoError : public std::system_error {
+// An error number with the sentence that says what was being done and what went wrong. Threads hand
+// the two over and throw them again: nothing is added then.
+class IoError : public std::runtime_error {
  public:
-  IoError(int error, const std::string& what)
-      : std::system_error(error, std::generic_category(), what) {}
+  IoError(int error, const std::string& sentence) : std::runtime_error(sentence), error_(error) {}
+  // `doing`: what failed with `error`, whose own text is added.
+  static IoError of(int error, const std::string& doing) {
+    return IoError(error, doing + ": " + std::generic_category().message(error));
+  }
+  int error() const { return error_; }
+
+ private:
+  int error_;
 };
 
 // Each part of a `File` begins at a multiple of this: of the alignment of every drive, too.

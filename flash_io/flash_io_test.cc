@@ -84,7 +84,7 @@ void test_errors(bool direct) {
     const File file(missing, direct);
     CHECK(false && "a missing file opens");
   } catch (const IoError& problem) {
-    CHECK(problem.code().value() == ENOENT);
+    CHECK(problem.error() == ENOENT);
     CHECK(std::strstr(problem.what(), missing.c_str()) != nullptr);
   }
   CHECK_THROWS(IoError, "not a regular file", File("/dev/null", direct));

@@ -32,7 +32,7 @@ class PreadReader final : public Reader {
         threads_.push_back(thread);
       } else if (threads_.empty()) {
         pthread_attr_destroy(&attributes);
-        throw IoError(error, "cannot start a read thread");
+        throw IoError::of(error, "cannot start a read thread");
       }
     }
     pthread_attr_destroy(&attributes);
@@ -82,7 +82,7 @@ class PreadReader final : public Reader {
       try {
         file_.read(request.offset, request.length, request.needed, request.destination);
       } catch (const IoError& problem) {
-        error = problem.code().value();
+        error = problem.error();
         reason = problem.what();
       }
       request.done(request.context, request.tag, error, reason.c_str());

@@ -85,7 +85,7 @@ struct Bench {
         try {
           p = ring->wait(first + b, stop_or_poll);
         } catch (const IoError& problem) {
-          CHECK(problem.code().value() == EIO);
+          CHECK(problem.error() == EIO);
           CHECK(std::strstr(problem.what(), "made to fail") != nullptr);
         }
         if (p == nullptr) {

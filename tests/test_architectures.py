@@ -438,3 +438,17 @@ def test_floors_of_real_sizes(name: str, dtype: BlockFormat) -> None:
     assert roles["ring"] <= 16.5 * MIB and roles["weights"] <= 3 * MIB
     assert planner.min_logit_rows * p.n_vocab * 4 <= 3 * MIB
     assert tokenizer_ceilings(p.n_vocab, p.n_vocab, 8 * p.n_vocab, 1024)[0] < 40 * MIB
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo3", "phi3", "qwen3"])
+def test_missing_tensors_are_named_as_the_folder_does(family: str) -> None:
+    for name in folder(family).raw:
+        if name.startswith(("lm_head", "model.embed")) or "qkv_proj" in name:
+            continue  # refused before, in words of their own; one of three ways to have q, k, v
+        raw = folder(family)
+        del raw.raw[name]
+        refuse(raw, f"no tensor {name}")
+
+
+def test_an_endless_vocabulary_is_refused() -> None:
+    refuse(folder("llama", change={"vocab_size": 1 << 31}), "2147483648 rows")

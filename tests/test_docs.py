@@ -102,6 +102,7 @@ def test_exit_codes_are_those_of_the_errors() -> None:
 def project_files() -> list[Path]:
     found = []
     for folder, folders, names in os.walk(ROOT):
+        names = [name for name in names if name != ".git"]  # a file where this is a worktree
         folders[:] = [f for f in folders if f not in SKIPPED and (f[0] != "." or f == ".ci")
                       and not (Path(folder) / f / "pyvenv.cfg").exists()]  # fmt: skip
         found += [Path(folder) / name for name in names]

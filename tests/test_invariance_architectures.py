@@ -18,6 +18,9 @@ import edge_rt.planner as planner
 from edge_rt import Engine, UsageError
 
 from .conftest import load_script
+from .parity import folders, gguf_models
+from .parity.variants import VARIANTS
+from .parity.weights import token_ids
 
 N_TOKENS = 75
 CTX = 96
@@ -162,3 +165,20 @@ def test_each_kv_type(model: Path) -> None:
     found = rows(model, kv="f32", weight_cap="0", threads=1)
     assert found == rows(model, kv="f32")
     assert found != reference(model)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3", "phi3", "olmo3"])
+def test_tensors_at_odd_bytes(tmp_path: Path, name: str) -> None:
+    """A folder whose tensors are at odd bytes, vectors too, against the aligned GGUF of it."""
+    variant = VARIANTS[name]
+    tokens = [int(token) for token in token_ids(variant)]
+    folders.write(variant, tmp_path / "folder", "F32")
+    gguf_models.write(variant, tmp_path / "model.gguf")
+    found = []
+    for path, options in (("model.gguf", {}), ("folder", {}), ("folder", {"weight_cap": "0"})):
+        with Engine(tmp_path / path, "4GiB", ctx=256, threads=2, **options) as engine:
+            if path == "folder":
+                offsets = {tensor.offset % 4 for tensor in engine.source.tensors.values()}
+                assert offsets == {3}
+            found.append([engine.logits_bytes(row) for _, row in engine.score_rows(tokens, 0)])
+    assert found[0] == found[1] == found[2]

@@ -113,6 +113,16 @@ def test_everything_resident_needs_no_ring(planner: Any) -> None:
     assert least.streamed_bytes >= sum(t.n_bytes for tiles in planner.tiles for t in tiles)
 
 
+def test_a_cap_is_of_the_weights_only(planner: Any) -> None:
+    """A capped run has the passes and the ring that its budget pays for."""
+    whole = planner.plan(make_settings(planner, "8GiB", ctx=512))
+    for cap in ("0", "20K", planner.weight_bytes // 2):
+        plan = planner.plan(make_settings(planner, "8GiB", ctx=512, weight_cap=cap))
+        assert plan.resident_bytes <= make_settings(planner, 1, weight_cap=cap).weight_cap
+        assert plan.streamed_bytes > 0 and plan.ring_bytes >= planner._min_ring_bytes()
+        assert (plan.pass_tokens, plan.logit_rows) == (whole.pass_tokens, whole.logit_rows)
+
+
 def test_context_and_threads_raise_the_floor(planner: Any) -> None:
     def floor(**options: Any) -> int:
         return planner.floor(make_settings(planner, 1 << 40, **options))[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from edge_rt.models.description import Architecture
+
 ATTENTION = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -25,6 +27,24 @@ GEMMA = (
 # Numbers that config.json and GGUF call alike; null is no cap.
 FINAL_CAP = {"final_logit_softcapping": "final_logit_softcapping"}
 CAPS = FINAL_CAP | {"attn_logit_softcapping": "attn_logit_softcapping"}
+
+
+def name_in_folder(name: str, architecture: Architecture) -> str:
+    """What a folder of ``architecture`` calls the tensor that is ``name`` in a GGUF."""
+    stem, _, kind = name.rpartition(".")
+    top = {
+        architecture.embedding: "model.embed_tokens",
+        architecture.final_norm: "model.norm",
+        architecture.head: "lm_head",
+    }
+    if stem in top:
+        return f"{top[stem]}.{kind}"
+    _, layer, ours = stem.split(".", 2)
+    for family in architecture.hugging_face:
+        for theirs, known in family.names.items():
+            if known == ours:
+                return f"model.layers.{layer}.{theirs}.{kind}"
+    return name
 
 
 def sizes(

@@ -151,7 +151,7 @@ void bind_runtime(nb::module_& m) {
           "file_offset"_a, "format"_a, "n_rows"_a, "n_cols"_a, "buffer"_a, "staging_offset"_a,
           "staging_bytes"_a)
       .def("set_scratch", &Runtime::set_scratch, "offset"_a, "bytes_per_thread"_a)
-      .def("set_hidden", &Runtime::set_hidden, "hidden"_a, "logits"_a)
+      .def("set_logits", &Runtime::set_logits, "buffer"_a, "n_rows"_a)
       .def("finish", &Runtime::finish, "ring_offset"_a, "ring_bytes"_a)
       .def(
           "load",

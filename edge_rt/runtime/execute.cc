@@ -37,7 +37,7 @@ bool Runtime::run(const int32_t* tokens, int n_tokens, int position, bool with_h
 }
 
 bool Runtime::run_head(int first, int n_rows, const std::function<bool()>& poll) {
-  if (first < 0 || n_rows < 1 || first > max_tokens_ - n_rows)
+  if (first < 0 || n_rows < 1 || n_rows > logit_rows_ || first > max_tokens_ - n_rows)
     throw std::invalid_argument("logits of rows that were not computed");
   return execute(1, {&poll, n_rows, 0, first, 0, &steps_[1]});
 }
@@ -243,7 +243,7 @@ void Runtime::run_chunks(const Pass& pass, Step& step, int thread) {
       try {
         data = ring_->wait(sequence, poll);
       } catch (const IoError& problem) {
-        return fail(problem.what(), problem.code().value());
+        return fail(problem.what(), problem.error());
       }
       if (data == nullptr) return;
       stall_ns_.fetch_add(nanoseconds_since(start), std::memory_order_relaxed);

@@ -104,11 +104,35 @@ void Runtime::finish(int64_t ring_offset, size_t ring_bytes) {
   // Only a norm reads the rows that were asked for; a head that began otherwise would use others.
   if (steps_[1].empty() || steps_[1][0]->op.kind != OpKind::kRmsNorm)
     throw std::invalid_argument("the head must begin with a norm");
-  for (const Weight& weight : weights_)
-    if (matmul_scratch_bytes(weight.n_cols) > scratch_bytes_)
-      throw std::invalid_argument("the matmul scratch is too small");
+  for (const auto& steps : steps_) {
+    for (const auto& step : steps) {
+      for (const MatmulPart& part : step->op.parts) check_matmul(part);
+      if (step->op.kind == OpKind::kAttention) check_attention(step->op);
+    }
+  }
   ring_ = std::make_unique<StreamRing>(*reader_, file_, at(ring_offset), ring_bytes);
   ring_->set_segments({streamed_[0], streamed_[1]});
+}
+
+void Runtime::check_matmul(const MatmulPart& part) const {
+  const Weight& weight = weights_[part.weight];
+  const std::string format = "format " + std::to_string(weight.format);
+  if (kernels_->matmul(weight.format) == nullptr)
+    throw std::invalid_argument("the " + std::string(kernels_->name) +
+                                " kernels have no matmul for weights of " + format);
+  if (buffers_.at(part.src).quantized != is_block_format(weight.format))
+    throw std::invalid_argument("a matmul with weights of " + format + " reads the wrong buffer");
+  if (matmul_scratch_bytes(weight.n_cols) > scratch_bytes_)
+    throw std::invalid_argument("the matmul scratch is too small");
+}
+
+void Runtime::check_attention(const Op& op) const {
+  const int rows = attention_.kv_positions.at(op.layer);
+  const bool whole = rows >= attention_.n_ctx;
+  const bool enough = op.window > 0 && rows >= op.window + max_tokens_ - 1;
+  if (!whole && (!enough || rows % kAttentionTile != 0))
+    throw std::invalid_argument("the KV cache of layer " + std::to_string(op.layer) +
+                                " forgets positions that its attention sees");
 }
 
 float* Runtime::row(int buffer, int token) const {
@@ -134,7 +158,10 @@ std::byte* Runtime::kv(int layer, int which, int head, int position) const {
   return at(kv_offsets_[layer]) + index * a.head_dim * element;
 }
 
-const float* Runtime::logits(int r) const { return row(logits_, r); }
+const float* Runtime::logits(int r) const {
+  if (r < 0 || r >= logit_rows_) throw std::invalid_argument("no such row of logits");
+  return row(logits_, r);
+}
 
 Stats Runtime::stats() const {
   Stats s = stats_;

@@ -134,7 +134,7 @@ class Runtime {
   void set_attention(AttentionShape shape);
   void set_embedding(const Embedding& embedding) { embedding_ = embedding; }
   void set_scratch(int64_t offset, size_t bytes_per_thread);
-  void set_hidden(int hidden, int logits) { hidden_ = hidden, logits_ = logits; }
+  void set_logits(int buffer, int n_rows) { logits_ = buffer, logit_rows_ = n_rows; }
   // Ends the description. Throws std::invalid_argument on what cannot run.
   void finish(int64_t ring_offset, size_t ring_bytes);
 
@@ -152,6 +152,7 @@ class Runtime {
   // Logits of rows [first, first + n_rows) of the last pass into logits rows 0..
   bool run_head(int first, int n_rows, const std::function<bool()>& poll);
 
+  // Throws std::invalid_argument for a row that the logits do not have.
   const float* logits(int row) const;
   int n_vocab() const { return buffers_[logits_].width; }
   int max_tokens() const { return max_tokens_; }
@@ -198,6 +199,9 @@ class Runtime {
   void fail(const std::string& reason, int error);
   bool should_stop(const Pass& pass, int thread);
 
+  void check_matmul(const MatmulPart& part) const;
+  void check_attention(const Op& op) const;
+
   float* row(int buffer, int token) const;
   Activations activations(int buffer) const;
   std::byte* at(int64_t offset) const { return arena_.data() + offset; }
@@ -223,7 +227,7 @@ class Runtime {
   Embedding embedding_{};
   int64_t scratch_offset_ = -1;
   size_t scratch_bytes_ = 0;
-  int hidden_ = -1, logits_ = -1;
+  int logits_ = -1, logit_rows_ = 0;
 
   std::atomic<bool> stop_{false};
   bool cancelled_ = false;

@@ -248,6 +248,35 @@ void test_errors() {
   }
 }
 
+void test_descriptions() {
+  const TinyModel model(60, kQ4_0);
+  const TempFile file(model.content);
+  const auto build = [&](const TinySetup& setup) { TinyRuntime tiny(model, file.path(), setup); };
+  TinySetup setup;
+  for (int rows : {32, kContext - 1, 31, 16}) {
+    setup.ring_rows = rows;
+    setup.chunk = test::kRing - test::kWindow + 1;  // the longest that the ring of 32 can hold
+    if (rows == 32) {
+      build(setup);
+      setup.chunk += 1;
+    }
+    CHECK_THROWS(std::invalid_argument, "forgets", build(setup));
+  }
+  setup = TinySetup();
+  setup.unpacked = true;
+  CHECK_THROWS(std::invalid_argument, "wrong buffer", build(setup));
+  setup = TinySetup();
+  Kernels lacking = *kernels_ref();
+  lacking.matmul = [](int format) -> MatmulKernel {
+    return format == kQ4_0 ? nullptr : kernels_ref()->matmul(format);
+  };
+  setup.kernels = &lacking;
+  CHECK_THROWS(std::invalid_argument, "no matmul", build(setup));
+  TinyRuntime tiny(model, file.path(), TinySetup());
+  for (int row : {-1, TinySetup().chunk, INT_MAX})
+    CHECK_THROWS(std::invalid_argument, "row", tiny.runtime().logits(row));
+}
+
 void test_load() {
   const TinyModel model(50, kF32);
   TempFile file(model.content);
@@ -292,6 +321,7 @@ int main() {
   test::section("same bits, Q4_0", [] { test_same_bits(kQ4_0); });
   test::section("cancel", test_cancel);
   test::section("errors", test_errors);
+  test::section("descriptions", test_descriptions);
   test::section("load", test_load);
   return test::finish("runtime_test");
 }

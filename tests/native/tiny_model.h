@@ -236,6 +236,8 @@ struct TinySetup {
   int ring_units = 1;  // times the largest block
   bool half = false;
   bool direct = true;
+  int ring_rows = kRing;  // of layer 1's cache
+  bool unpacked = false;  // quantized weights read floats: refused
   int n_slow = 0;  // matmuls without effect, so that a pass takes long enough to be cancelled
   uint64_t salt = 0;
 };
@@ -250,7 +252,7 @@ class TinyRuntime {
         arena_(16 << 20),
         file_(path, setup.direct),
         runtime_(arena_, file_, setup.kernels, setup.n_threads, 3, setup.chunk) {
-    const bool quantized = model.format != kF32;
+    const bool quantized = model.format != kF32 && !setup.unpacked;
     x_ = buffer(kHidden);
     const int normed = buffer(kHidden), q = buffer(kHidden), k = buffer(kKvHeads * kHeadDim);
     const int v = buffer(kKvHeads * kHeadDim), mixed = buffer(kHidden), gate = buffer(kFfn);
@@ -268,7 +270,7 @@ class TinyRuntime {
                             setup.half,
                             model.rope_halves,
                             take(kLayers * kKvHeads * kContext * kHeadDim * 8),
-                            {kContext, kRing},
+                            {kContext, setup.ring_rows},
                             kTemperature,
                             kTemperatureLength});
     runtime_.add_rope_table({table, model.frequencies, kMagnitude});
@@ -325,7 +327,7 @@ class TinyRuntime {
     const AlignedExtent row = file_.cover(file_.alignment() - 1, kHidden * 4);
     runtime_.set_embedding({model.embedding_offset, kF32, kVocab, kHidden, x_,
                             take(row.length * setup.chunk), row.length});
-    runtime_.set_hidden(x_, logits);
+    runtime_.set_logits(logits, setup.chunk);
     const size_t ring = largest_ * setup.ring_units;
     runtime_.finish(take(ring), ring);
   }

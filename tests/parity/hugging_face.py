@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import transformers
 
+from .folders import write_tokenizer
 from .variants import Config, Variant
 from .weights import weights
 
@@ -142,42 +143,3 @@ def rename_wrapped(folder: Path) -> None:
         new[name] = value
     assert any(name.startswith("model.language_model.") for name in new)
     save_file(new, path, metadata={"format": "pt"})
-
-
-def write_tokenizer(folder: Path, n: int) -> None:
-    """A byte-level BPE of ``n`` entries: <unk> <s> </s>, the bytes, and merges of what there is."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    letters = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-    pieces = ["<unk>", "<s>", "</s>", *(letters[b] for b in range(256))]
-    merges: list[tuple[str, str]] = []
-    for first in "etaoinshr":
-        for second in "etaoinshr":
-            if len(pieces) < n:
-                pieces.append(first + second)
-                merges.append((first, second))
-    assert len(pieces) == n
-    special = [
-        {"id": i, "content": pieces[i], "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": True}
-        for i in range(3)
-    ]  # fmt: skip
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                  "use_regex": True}  # fmt: skip
-    tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
-        "normalizer": None, "pre_tokenizer": byte_level, "post_processor": None,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": False, "vocab": {piece: i for i, piece in enumerate(pieces)},
-            "merges": [list(pair) for pair in merges],
-        },
-    }  # fmt: skip
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
-        "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False,
-    }  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
