@@ -74,6 +74,11 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def printable(text: str) -> str:
+    """``text`` without what would steer a terminal: names and messages come out of files."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def print_json(value: object) -> None:
     """The one JSON object of ``--json``."""
     print(json.dumps(value, ensure_ascii=False), flush=True)

@@ -43,7 +43,7 @@ def plan(
     settings = make_settings(planner, o.budget_of(ram), ctx, threads, kv, weight_cap)
     decision = planner.plan(settings)
     if decision.fits:  # as the engine does: the tokenizer is built, then what is held is measured
-        tokenizer = Tokenizer.from_source(source)
+        tokenizer = Tokenizer.from_source(source, planner.program.n_vocab)
         decision = planner.plan(replace(settings, baseline=measured_baseline()))
         del tokenizer
     report = plan_json(planner, decision)
