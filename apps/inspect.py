@@ -45,7 +45,10 @@ def _tensor(t: TensorInfo, starts: list[int]) -> dict[str, Any]:
 
 def inspect(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="a GGUF file, a Hugging Face folder or a name")
+        str,
+        typer.Argument(
+            metavar="FILE", help="a GGUF file, a Hugging Face folder (or a file in it), or a name"
+        ),
     ],
     as_json: o.AsJson = False,
 ) -> None:

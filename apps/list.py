@@ -53,7 +53,10 @@ def describe(found: Found) -> dict[str, Any]:
 
 
 def list_models(as_json: o.AsJson = False) -> None:
-    """List the models in this program's cache, the Hugging Face cache and Ollama's store."""
+    """List the models on this machine that need no fetching.
+
+    Looks in this program's cache, the Hugging Face cache and Ollama's store.
+    """
     rows = [describe(found) for found in installed()]
     searched = [str(p) for p in (cache_dir(), *hugging_face_caches(), *ollama_stores())]
     if as_json:

@@ -25,8 +25,8 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
-        help="a GGUF file, a Hugging Face folder, or a name that `list` shows; "
-        "the demo model if omitted",
+        help="a GGUF file (of a split one any part), a Hugging Face folder, or a name that "
+        "`edge-rt list` shows; the demo model if omitted",
     ),
 ]
 Ram = Annotated[

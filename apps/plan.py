@@ -32,7 +32,7 @@ def plan(
     weight_cap: o.WeightCap = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Show what is where for a budget, the floor and a forecast of the speed."""
+    """Show what is where for a budget, the floor and a forecast."""
     path = o.model_path(model)
     from dataclasses import replace
 

@@ -277,7 +277,7 @@ def test_tokens_beyond_the_embedding(tmp_path: Path, kind: int) -> None:
             assert "tokens, the embedding" in err
         return
     assert "forecast" in edge_rt("plan", path, "--ram", "128MiB")[0]
-    with Engine(path, "128MiB") as engine:
+    with Engine(path, "1GiB") as engine:
         assert engine.tokenizer.n_vocab == engine.n_vocab + 1
         assert len(engine.generate("w5", 2, temperature=0.0).tokens) <= 2
         tokens = engine.tokenizer.encode("<image>", special=True)
