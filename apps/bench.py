@@ -133,7 +133,7 @@ def bench(
     weight_cap: o.WeightCap = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure decoding at several budgets, each in a process of its own."""
+    """Measure decoding at several budgets, a process for each."""
     path = o.model_path(model)
     from edge_rt.engine import Engine, make_settings, open_planner
 

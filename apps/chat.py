@@ -162,6 +162,7 @@ def chat(
             if not line.strip():
                 continue
             try:
+                _check(line)
                 if line.startswith("/"):
                     if not talk.command(line):
                         break
@@ -170,7 +171,16 @@ def chat(
             except EdgeRTError as error:
                 if not interactive:
                     raise
-                o.say(f"error: {error}")
+                o.say(f"error: {o.printable(str(error))}")
+
+
+def _check(line: str) -> None:
+    """Refuse bytes that are not UTF-8, which some locales let through as surrogates."""
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        reason = f"byte {ord(line[error.start]) & 0xFF:#x} at {error.start}"
+        raise UsageError(f"a message is not UTF-8: {reason}") from None
 
 
 def _prepare_terminal() -> None:

@@ -1,11 +1,18 @@
 """The command line: ``edge-rt``. One file per command; errors become exit codes here."""
+# ruff: noqa: E402
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
 import sys
+
+# Until main() is ready for Ctrl-C: importing takes long enough to be interrupted.
+_interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if _interruptible:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
 
 # Before anything imports them: these libraries size their thread pools at import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -21,6 +28,7 @@ from edge_rt.apps.chat import chat
 from edge_rt.apps.generate import generate
 from edge_rt.apps.inspect import inspect
 from edge_rt.apps.list import list_models
+from edge_rt.apps.options import printable, say
 from edge_rt.apps.plan import plan
 from edge_rt.apps.ppl import ppl
 from edge_rt.apps.pull import pull
@@ -43,20 +51,45 @@ app.command("list")(list_models)
 
 
 def _end(code: int) -> None:
-    """Leave with ``code`` even if stdout is a closed pipe."""
+    """Leave with ``code`` even if stdout is a closed pipe or a full drive."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        code = 141
-    except OSError:
-        code = code or 5
-    if code == 141:
+    except OSError as error:
+        full = not isinstance(error, BrokenPipeError)
+        if full and not code:
+            say(f"error: cannot write: {error.strerror}")
+        code = (code or 5) if full else 141
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
+def _open_missing() -> None:
+    """Put /dev/null where the standard streams were closed: a model's file must not get their
+    numbers, and printing must not fail."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+            setattr(sys, name, open(number, "w" if number else "r"))  # noqa: SIM115
+
+
+def _internal(error: Exception) -> None:
+    if os.environ.get("EDGE_RT_DEBUG"):
+        raise error
+    say(
+        f"internal error: {type(error).__name__}: {printable(str(error))}\n"
+        "This is a bug in edge-rt; EDGE_RT_DEBUG=1 shows where."
+    )
+    _end(1)
+
+
 def main() -> None:
     """Run a command; every outcome has the exit code of the README's table."""
+    if _interruptible:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _open_missing()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no UTF-8
     try:
@@ -66,13 +99,18 @@ def main() -> None:
         # typer makes 1 of a closed pipe; nothing of ours leaves with 1 this way.
         _end(141) if end.code == 1 else sys.exit(end.code)
     except EdgeRTError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {printable(str(error))}")
         _end(error.exit_code)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         _end(128 + signal.SIGINT)
     except BrokenPipeError:
         _end(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            _internal(error)
+        say(f"error: cannot write: {error.strerror}")
+        _end(5)
     except (typer.Abort, EOFError):
         print("aborted", file=sys.stderr)
         _end(2)
@@ -80,14 +118,7 @@ def main() -> None:
         if isinstance(error, _BadUsage):
             error.show()  # type: ignore[attr-defined]
             _end(2)
-        if os.environ.get("EDGE_RT_DEBUG"):
-            raise
-        print(
-            f"internal error: {type(error).__name__}: {error}\n"
-            "This is a bug in edge-rt; EDGE_RT_DEBUG=1 shows where.",
-            file=sys.stderr,
-        )
-        _end(1)
+        _internal(error)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def generate(
     weight_cap: o.WeightCap = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Continue a text; the prompt is taken as it is, without a chat template."""
+    """Continue a text, taken as it is: no chat template is used."""
     text = read_prompt(prompt, file)
     bias = o.parse_bias(logit_bias)
     path = o.model_path(model)

@@ -45,7 +45,10 @@ def _tensor(t: TensorInfo, starts: list[int]) -> dict[str, Any]:
 
 def inspect(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="a GGUF file, a Hugging Face folder or a name")
+        str,
+        typer.Argument(
+            metavar="FILE", help="a GGUF file, a Hugging Face folder (or a file in it), or a name"
+        ),
     ],
     as_json: o.AsJson = False,
 ) -> None:
@@ -75,19 +78,24 @@ def inspect(
             print(json.dumps(_tensor(t, model.starts), ensure_ascii=False), end="")
         print("]}", flush=True)
         return
-    print(f"{path}: {title}, {format_size(model.file_size)}")
+    print(f"{o.printable(path)}: {title}, {format_size(model.file_size)}")
     if reason:
-        print(f"  cannot be used: {reason}")
+        print(f"  cannot be used: {o.printable(reason)}")
     if len(model.parts) > 1:
         for part in model.parts:
-            print(f"  part {part}")
-    for values in described.values():
+            print(f"  part {o.printable(part)}")
+    for name, values in described.items():
+        prefix = "generation_config." if name == "generation_config" else ""
         for key, value in values.items():
-            print(f"  {key} = {_shown(value)!r}")
+            print(f"  {prefix}{o.printable(key)} = {_shown(value)!r}")
     counts = Counter(t.format_name for t in tensors.values())
     kinds = ", ".join(f"{n} {name}" for name, n in counts.most_common())
     print(f"{len(tensors)} tensors: {kinds or 'none'}")
+    width = min(64, max((len(name) for name in tensors), default=0))
     for t in tensors.values():
         note = "" if t.format is not None else "  (not supported)"
         shape = " x ".join(map(str, t.shape))
-        print(f"  {t.name:<32} {t.format_name:<6} {shape:>16} {format_size(t.n_bytes):>12}{note}")
+        print(
+            f"  {o.printable(t.name):<{width}} {t.format_name:<6} {shape:>16} "
+            f"{format_size(t.n_bytes):>12}{note}"
+        )

@@ -53,7 +53,10 @@ def describe(found: Found) -> dict[str, Any]:
 
 
 def list_models(as_json: o.AsJson = False) -> None:
-    """List the models in this program's cache, the Hugging Face cache and Ollama's store."""
+    """List the models on this machine that need no fetching.
+
+    Looks in this program's cache, the Hugging Face cache and Ollama's store.
+    """
     rows = [describe(found) for found in installed()]
     searched = [str(p) for p in (cache_dir(), *hugging_face_caches(), *ollama_stores())]
     if as_json:
@@ -62,13 +65,14 @@ def list_models(as_json: o.AsJson = False) -> None:
     if not rows:
         print(f"no models in {', '.join(searched)}\n`edge-rt pull demo` fetches a small one")
         return
-    width = max(len("NAME"), *(len(row["name"]) for row in rows))
+    names = [o.printable(row["name"]) for row in rows]
+    width = max(len("NAME"), *map(len, names))
     print(f"{'NAME':<{width}}  {'KIND':<11} {'ARCHITECTURE':<12} {'FORMAT':<8} {'SIZE':>10}  PATH")
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         size = "" if row["bytes"] is None else format_size(row["bytes"])
         print(
-            f"{row['name']:<{width}}  {row['kind']:<11} {row['architecture'] or '':<12} "
-            f"{row['quantization'] or '':<8} {size:>10}  {row['path']}"
+            f"{name:<{width}}  {row['kind']:<11} {o.printable(row['architecture'] or ''):<12} "
+            f"{row['quantization'] or '':<8} {size:>10}  {o.printable(row['path'])}"
         )
         if row["error"]:
-            print(f"{'':<{width}}  cannot be used: {row['error']}")
+            print(f"{'':<{width}}  cannot be used: {o.printable(row['error'])}")

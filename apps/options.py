@@ -25,8 +25,8 @@ Model = Annotated[
     str | None,
     typer.Argument(
         metavar="[MODEL]",
-        help="a GGUF file, a Hugging Face folder, or a name that `list` shows; "
-        "the demo model if omitted",
+        help="a GGUF file (of a split one any part), a Hugging Face folder, or a name that "
+        "`edge-rt list` shows; the demo model if omitted",
     ),
 ]
 Ram = Annotated[
@@ -72,6 +72,11 @@ System = Annotated[str | None, typer.Option(metavar="TEXT", help="the system mes
 def say(text: str) -> None:
     """A line for people: stderr, so that stdout stays clean."""
     print(text, file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """``text`` without what would steer a terminal: names and messages come out of files."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def print_json(value: object) -> None:

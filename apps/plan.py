@@ -32,7 +32,7 @@ def plan(
     weight_cap: o.WeightCap = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Show what is where for a budget, the floor and a forecast of the speed."""
+    """Show what is where for a budget, the floor and a forecast."""
     path = o.model_path(model)
     from edge_rt.engine import make_settings, open_planner, with_baseline
     from edge_rt.tokenizer import Tokenizer
@@ -41,7 +41,7 @@ def plan(
     settings = make_settings(planner, o.budget_of(ram), ctx, threads, kv, weight_cap)
     decision = planner.plan(settings)
     if decision.fits:  # as the engine does: the tokenizer is built, then what is held is measured
-        tokenizer = Tokenizer.from_source(source)
+        tokenizer = Tokenizer.from_source(source, planner.program.n_vocab)
         decision = planner.plan(with_baseline(settings))
         del tokenizer
     report = plan_json(planner, decision)

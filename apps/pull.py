@@ -13,7 +13,7 @@ from edge_rt.errors import UsageError
 def pull(
     name: Annotated[str, typer.Argument(metavar="demo", help="the demo model")],
 ) -> None:
-    """Fetch the demo model into the cache (93.8 MiB, once) and print where it is."""
+    """Fetch the demo model (93.8 MiB, once) and print where it is."""
     if name != "demo":
         raise UsageError(f"cannot pull {name!r}: only `demo` can be fetched so far")
     print(pull_demo())

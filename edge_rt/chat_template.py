@@ -138,4 +138,4 @@ class ChatTemplate:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"
+    return f"{type(error).__name__}: {' '.join(str(error)[:200].split())}"

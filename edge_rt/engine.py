@@ -20,7 +20,6 @@ from edge_rt.errors import (
     BudgetError,
     EdgeRTError,
     ForkError,
-    ModelError,
     StorageError,
     UsageError,
 )
@@ -144,11 +143,7 @@ class Engine:
         self._plan.require_fit(os.path.basename(self.source.path))
         self._history: list[int] = []
         self._written = 0  # positions stored since the last empty cache, rewound ones included
-        self.tokenizer = Tokenizer.from_source(self.source)
-        if self.tokenizer.n_vocab > self.n_vocab:
-            raise ModelError(
-                f"the tokenizer has {self.tokenizer.n_vocab} tokens, the embedding {self.n_vocab}"
-            )
+        self.tokenizer = Tokenizer.from_source(self.source, self.n_vocab)
         self._charge_baseline()
         self._template: ChatTemplate | None = None
         self._template_bytes = self._planner.template_bytes  # charged

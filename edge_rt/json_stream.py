@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_rt.errors import ModelError, StorageError, UsageError
+from edge_rt.loaders.gguf_cursor import kind_of
 from edge_rt.sizes import KIB, MIB
 
 _CHUNK_BYTES: Final = 256 * KIB
@@ -105,6 +106,8 @@ class JsonStream:
     def _take(self, wanted: bytes) -> None:
         found = self.peek()
         if found != wanted:
+            if not self.tell():
+                raise ModelError(f"{self.path}: not a JSON object ({kind_of(self._data[:64])})")
             raise self.fail(f"{wanted.decode()!r} is missing")
         self._at += 1
 

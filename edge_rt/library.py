@@ -72,13 +72,29 @@ def find_model(model: str | os.PathLike[str] | None) -> str:
     if all(_NAME_PART.fullmatch(part) for part in repo.split("/")):
         if not name.startswith("ollama:") and repo.count("/") <= 1:
             for cache in hugging_face_caches():
-                if os.path.isdir(cache / _repo_folder(repo)):
-                    return _in_repo(cache / _repo_folder(repo), repo, tag)
+                folder = _in_any_case(cache, _repo_folder(repo))
+                if os.path.isdir(folder):
+                    return _in_repo(folder, _repo_name(folder.name), tag)
         for store in ollama_stores():
-            manifest = store / "manifests" / _ollama_folder(repo) / (tag or "latest")
-            if _NAME_PART.fullmatch(tag or "latest") and os.path.isfile(manifest):
+            if not _NAME_PART.fullmatch(tag or "latest"):
+                continue
+            manifest = _in_any_case(
+                store / "manifests", *_ollama_folder(repo).split("/"), tag or "latest"
+            )
+            if os.path.isfile(manifest):
                 return _read_manifest(store, manifest)[0]
     raise UsageError(_unknown(name))
+
+
+def _in_any_case(folder: Path, *parts: str) -> Path:
+    """The path below ``folder``; a part that is not there is one that differs only in case, if it
+    is the only one. Ollama and the Hugging Face hub take names so too."""
+    for part in parts:
+        similar = [part]
+        if not os.path.lexists(folder / part):
+            similar = [name for name in _names(folder) if name.lower() == part.lower()]
+        folder /= similar[0] if len(similar) == 1 else part
+    return folder
 
 
 def _is_path(name: str) -> bool:
@@ -158,6 +174,10 @@ def _repo_folder(repo: str) -> str:
     return "models--" + repo.replace("/", "--")
 
 
+def _repo_name(folder: str) -> str:
+    return folder.removeprefix("models--").replace("--", "/")
+
+
 def _snapshots(folder: Path) -> list[Path]:
     """The snapshots of a repository: that of ``main`` first, then the newest."""
     try:
@@ -223,7 +243,7 @@ def _in_cache(cache: Path) -> Iterator[Found]:
     for name in sorted(_names(cache))[:_MAX_MODELS]:
         if not name.startswith("models--"):
             continue
-        repo = name.removeprefix("models--").replace("--", "/")
+        repo = _repo_name(name)
         whole, tagged = _repo_models(cache / name)
         if whole:
             yield Found(repo, "huggingface", "safetensors", whole)

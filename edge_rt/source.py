@@ -22,6 +22,8 @@ _OTHER_KINDS = {
     "controlvector": "a control vector, not a model: give the language model's file",
     "imatrix": "an importance matrix for quantizing, not a model: give the language model's file",
 }
+# Files that stand for the Hugging Face folder that they lie in.
+_FOLDER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", INDEX_NAME)
 
 
 def open_source(path: str | os.PathLike[str]) -> WeightSource:
@@ -76,7 +78,7 @@ def locate(path: str) -> tuple[str, str]:
             )
         return "safetensors", path  # the reader of such folders says what is missing
     base = os.path.basename(path)
-    if base == "config.json" or base == INDEX_NAME or base.endswith(".safetensors"):
+    if base in _FOLDER_FILES or base.endswith(".safetensors"):
         if not os.path.lexists(path):
             raise UsageError(f"no such file: {path}")
         return "safetensors", os.path.dirname(path) or "."

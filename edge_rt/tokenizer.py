@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from edge_rt.errors import UsageError
+from edge_rt.errors import ModelError, UsageError
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.source import WeightSource
 from edge_rt.process import release_memory
@@ -97,11 +97,20 @@ class Tokenizer:
         return cls.from_source(GGUFFile.open(file, allow_unsupported=True))
 
     @classmethod
-    def from_source(cls, source: WeightSource) -> Tokenizer:
-        """Build for an opened model: a GGUF file's metadata, or the folder of any other source."""
+    def from_source(cls, source: WeightSource, n_rows: int | None = None) -> Tokenizer:
+        """Build for an opened model: a GGUF file's metadata, or the folder of any other source.
+
+        ``n_rows``: of the embedding. Only added tokens, which text without them does not give, may
+        lie beyond it, as an image's do in text-only models; other ones raise `ModelError`.
+        """
         if source.folder is None:
-            return cls(read_gguf(source))
-        return cls(read_folder(Path(source.folder)))
+            found = cls(read_gguf(source))
+        else:
+            found = cls(read_folder(Path(source.folder)))
+        beyond = range(found.n_vocab if n_rows is None else n_rows, found.n_vocab)
+        if any(map(found.is_ordinary, beyond)):
+            raise ModelError(f"the tokenizer has {found.n_vocab} tokens, the embedding {n_rows}")
+        return found
 
     @property
     def n_vocab(self) -> int:

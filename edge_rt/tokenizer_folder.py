@@ -7,6 +7,7 @@ the byte-level ones it normalizes and splits the text (`Library`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -135,14 +136,18 @@ def _added_later(path: Path, reader: _Reader) -> list[AddedToken]:
 def tokenizer_path(folder: Path, name: str = "tokenizer.json") -> Path:
     """The file to read; raises when there is only another kind of tokenizer."""
     path = folder / name
-    if not path.is_file():
-        if (folder / "tokenizer.model").is_file():
-            raise ModelError(
-                f"{path} is missing: SentencePiece's tokenizer.model alone is not supported; "
-                "transformers' save_pretrained writes the missing file"
-            )
-        raise UsageError(f"no such file: {path}")
-    return path
+    if path.is_file():
+        return path
+    if (folder / "tokenizer.model").is_file():
+        raise ModelError(
+            f"{path} is missing: SentencePiece's tokenizer.model alone is not supported; "
+            "transformers' save_pretrained writes the missing file"
+        )
+    if os.path.lexists(path):
+        raise ModelError(f"{path} is not a regular file, or a link to one that is not there")
+    if (folder / "config.json").is_file():
+        raise ModelError(f"{path} is missing: fetch it from where the model's other files are")
+    raise UsageError(f"no such file: {path}")
 
 
 def _model(layout: Layout, reader: _Reader) -> tuple[Model, Normalize]:

@@ -30,6 +30,7 @@ from edge_rt.loaders.gguf_cursor import (
     Identity,
     LazyArray,
     clip,
+    kind_of,
     open_file,
 )
 from edge_rt.loaders.source import PART_ALIGNMENT, TensorInfo, WeightSource
@@ -175,7 +176,7 @@ class GGUFFile(WeightSource):
         if head[:4] != b"GGUF":
             if head[:4] == b"FUGG":
                 raise self.fail("big-endian GGUF is not supported")
-            raise self.fail(f"not a GGUF file (it starts with {clip(head[:4])})")
+            raise self.fail(f"not a GGUF file ({kind_of(head)})")
         if len(head) < _HEADER.size:
             raise self.fail(f"truncated: a GGUF header has {_HEADER.size} bytes, not {len(head)}")
         _, self.version, n_tensors, n_keys = _HEADER.unpack(head)

@@ -69,6 +69,17 @@ def open_file(path: str) -> tuple[int, Identity]:
     return fd, Identity(path, size, mtime, status.st_ino, status.st_dev)
 
 
+def kind_of(head: bytes) -> str:
+    """What a file is that begins with ``head`` and was expected to be something else."""
+    if not head:
+        return "it is empty"
+    if head.startswith(b"version "):  # https://git-lfs.com/spec/v1
+        return "it is a pointer of Git LFS: `git lfs pull` fetches the file itself"
+    if head.lstrip()[:1] == b"<":
+        return "it is a web page: the download went wrong"
+    return f"it starts with {clip(head[:4])}"
+
+
 def list_folder(path: str) -> set[str]:
     """The names in a folder; raises `UsageError` where it cannot be listed."""
     names = set()

@@ -18,7 +18,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from edge_rt.errors import ModelError, UsageError
-from edge_rt.loaders.gguf_cursor import U64, Cursor, Identity, clip, list_folder, open_file
+from edge_rt.loaders.gguf_cursor import (
+    U64,
+    Cursor,
+    Identity,
+    clip,
+    kind_of,
+    list_folder,
+    open_file,
+)
 from edge_rt.loaders.json_cursor import JsonCursor
 from edge_rt.loaders.source import PART_ALIGNMENT, TensorInfo
 from edge_rt.quant.blocks import BF16, F16, F32
@@ -304,13 +312,14 @@ class SafetensorsFolder:
             self.raw[t.name] = t
 
     def _read_header(self, fd: int, path: str, size: int, start: int) -> list[TensorInfo]:
+        head = Cursor(fd, path, 0, min(size, U64.size)).take(min(size, U64.size), "it")
         if size < U64.size:
             raise ModelError(f"{path}: truncated: {size} bytes are no safetensors file")
-        length = Cursor(fd, path, 0, U64.size).number(U64, "the header's length")
+        (length,) = U64.unpack_from(head)
         if length > _MAX_HEADER_BYTES or length > size - U64.size:
             raise ModelError(
                 f"{path}: not a safetensors file: a header of {length} bytes "
-                f"(the file has {size}, the limit is {_MAX_HEADER_BYTES})"
+                f"(the file has {size}, the limit is {_MAX_HEADER_BYTES}); {kind_of(head)}"
             )
         data = U64.size + length
         if Cursor(fd, path, U64.size, data).take(min(length, 1), "the header") != b"{":

@@ -244,6 +244,28 @@ def test_interrupt_while_starting(stories_model: Path) -> None:
             assert b"Traceback" not in err, (delay, err)
 
 
+def test_interrupt_while_importing(tmp_path: Path) -> None:
+    """An import that interrupts itself stands for Ctrl-C at that moment."""
+    (tmp_path / "typer.py").write_text("import signal; signal.raise_signal(signal.SIGINT)\n")
+    done = subprocess.run(
+        [*EDGE_RT, "list"], capture_output=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+@pytest.mark.parametrize("args", [("inspect", "MODEL"), ("inspect", "MODEL", "--json"), ("list",)])
+def test_output_that_cannot_be_written(stories_model: Path, args: tuple[str, ...]) -> None:
+    args = tuple(str(stories_model) if a == "MODEL" else a for a in args)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*EDGE_RT, *args], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr.count(b"\n")) == (5, 1), done.stderr
+    assert b"No space left" in done.stderr
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        shell = ["sh", "-c", f'"$@" {closed}', "sh", *EDGE_RT, *args]
+        done = subprocess.run(shell, capture_output=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, b""), closed
+
+
 def test_a_reader_that_leaves(stories_model: Path) -> None:
     args = f"generate '{stories_model}' -p Zoo -n 500 --ignore-eos --ram 64MiB"
     shell = f"{sys.executable} -m edge_rt.apps.cli {args} | head -c 1; exit ${{PIPESTATUS[0]}}"
@@ -439,4 +461,5 @@ def test_chat_that_outgrows_its_context(chat_model: Path) -> None:
 
 def test_chat_message_that_is_not_utf8(chat_model: Path) -> None:
     base = ("chat", chat_model, "--ram", "64MiB", "-n", 2)
-    edge_rt(*base, stdin=b"caf\xe9\n", code=2, PYTHONUTF8="1")
+    _, err = edge_rt(*base, stdin=b"caf\xe9\n", code=2, PYTHONUTF8="1")
+    assert "a message is not UTF-8" in err

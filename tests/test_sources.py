@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from edge_rt import EdgeRTError, Engine, ModelError, UsageError
+from edge_rt import EdgeRTError, Engine, ModelError, Tokenizer, UsageError
 from edge_rt.engine import open_planner
 from edge_rt.library import find_model, installed, quantization_in
 from edge_rt.loaders.gguf import GGUFFile
@@ -240,6 +240,52 @@ def cache_repo(
     return folder / "snapshots" / revision
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(LFS, "git lfs pull"), (b"<!DOCTYPE html>" + b" " * 99, "a web page"), (b"", "it is empty")],
+    ids=["lfs", "html", "empty"],
+)
+def test_what_a_download_leaves_instead(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=words):
+        open_source(path)
+    folder = write_folder(tmp_path / "m", [Safetensors().add("a", (2,))], {"model_type": "llama"})
+    if content:
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(ModelError, match=words):
+            open_source(folder)
+    (folder / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ModelError, match=words):
+        Tokenizer.from_file(folder)
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4], ids=["normal", "control", "user"])
+def test_tokens_beyond_the_embedding(tmp_path: Path, kind: int) -> None:
+    """gemma-3-1b-it has one more added token, an image's, than its embedding has rows."""
+    model = tiny()
+    for name, extra in (("tokens", "<image>"), ("scores", 0.0), ("token_type", kind)):
+        (array,) = (v for k, _, v in model.keys if k == f"tokenizer.ggml.{name}")
+        array.values.append(extra)
+    path = model.write(tmp_path / "m.gguf")
+    if kind == 1:
+        for command in (("plan", path), ("generate", path, "-p", "a")):
+            _, err = edge_rt(*command, "--ram", "128MiB", code=4)
+            assert "tokens, the embedding" in err
+        return
+    assert "forecast" in edge_rt("plan", path, "--ram", "128MiB")[0]
+    with Engine(path, "1GiB") as engine:
+        assert engine.tokenizer.n_vocab == engine.n_vocab + 1
+        assert len(engine.generate("w5", 2, temperature=0.0).tokens) <= 2
+        tokens = engine.tokenizer.encode("<image>", special=True)
+        assert engine.n_vocab in tokens
+        with pytest.raises(UsageError, match="is not in the vocabulary"):
+            engine.generate(tokens, 2)
+
+
 def test_gguf_repositories(tmp_path: Path) -> None:
     model = tiny().pack()
     snapshot = cache_repo(
@@ -433,6 +479,21 @@ def test_the_order_in_which_a_name_is_looked_up(tmp_path: Path) -> None:
     assert find_model("demo") == "demo"
 
 
+def test_names_in_any_case(tmp_path: Path) -> None:
+    blob = ollama(tmp_path, f"{LIBRARY}/Phi/3B", ["model"], tiny().pack())
+    snapshot = cache_repo(tmp_path, "Org/Repo-GGUF", {"m-Q4_0.gguf": b"", "m-F32.gguf": b""})
+    for name in ("Phi:3B", "phi:3b", "PHI:3B", "ollama:phi:3b"):
+        assert find_model(name) == str(blob), name
+    for name in ("Org/Repo-GGUF:F32", "org/repo-gguf:f32"):
+        assert find_model(name) == str(snapshot / "m-F32.gguf"), name
+    with pytest.raises(UsageError, match="give one of Org/Repo-GGUF:F32, Org/Repo-GGUF:Q4_0"):
+        find_model("org/repo-gguf")
+    other = cache_repo(tmp_path, "org/REPO-gguf", {"m-F32.gguf": b""})
+    assert find_model("org/REPO-gguf:F32") == str(other / "m-F32.gguf")
+    with pytest.raises(UsageError, match="there is Org/Repo-GGUF:F32"):
+        find_model("org/repo-gguf:F32")  # either could be meant
+
+
 @pytest.mark.parametrize(
     "name",
     ["nothing", "org/nothing", "org/nothing:Q4_0", "nothing:latest", "ollama:nothing", "a/b/c/d",
@@ -570,6 +631,11 @@ def test_inspect_a_folder(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
     assert "gptq" in one_object(edge_rt("inspect", folder, "--json")[0])["error"]
     edge_rt("inspect", folder / "model-00001-of-00002.safetensors")
+    edge_rt("inspect", folder / "tokenizer.json", code=2)
+    (folder / "tokenizer.json").write_text("{}")
+    assert (
+        "  generation_config.eos_token_id = 2\n" in edge_rt("inspect", folder / "tokenizer.json")[0]
+    )
     edge_rt("inspect", tmp_path / "here", code=2)
 
 
@@ -579,6 +645,18 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     found = one_object(edge_rt("inspect", os.fsdecode(path), "--json")[0])
     assert found["path"] == os.fsdecode(path)
     assert "\\udcff.gguf" in edge_rt("inspect", os.fsdecode(path))[0]
+    args = ("generate", os.fsdecode(path), "-p", "a", "-n", 2, "--ram", "128MiB", "--json")
+    assert len(one_object(edge_rt(*args)[0])["tokens"]) <= 2
+
+
+def test_names_that_steer_a_terminal(tmp_path: Path) -> None:
+    model = GGUFBuilder().add("general.architecture", g.STRING, "llama\x1b[31m")
+    model.tensor("a\x1b[2Jb", (4,), 0, bytes(16))
+    path = cache_repo(tmp_path, "org/x", {"\x1b[1m.gguf": model.pack()}) / "\x1b[1m.gguf"
+    for out, err in (
+        edge_rt("list"), edge_rt("inspect", path), edge_rt("plan", path, "--ram", "1GiB", code=4),
+    ):  # fmt: skip
+        assert "\x1b" not in out + err and "\\x1b[" in out + err
 
 
 @pytest.mark.parametrize("kind", ["gguf", "safetensors"])

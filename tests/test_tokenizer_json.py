@@ -291,6 +291,13 @@ def test_folders_without_it(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"x")
     with pytest.raises(ModelError, match=r"tokenizer.json is missing: SentencePiece's"):
         Tokenizer.from_file(tmp_path)
+    (tmp_path / "tokenizer.model").unlink()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"tokenizer.json is missing: fetch it"):
+        Tokenizer.from_file(tmp_path)
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(ModelError, match=r"tokenizer.json is not a regular file"):
+        Tokenizer.from_file(tmp_path)
 
 
 # --- hostile files

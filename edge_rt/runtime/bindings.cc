@@ -2,6 +2,7 @@
 #include <malloc.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -9,6 +10,7 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 
 #include "edge_rt/runtime/runtime.h"
@@ -19,6 +21,8 @@ using namespace nb::literals;
 
 namespace edge_rt {
 namespace {
+
+using Path = std::filesystem::path;  // names of files need not be UTF-8, as strings of Python's
 
 // True if a signal handler raised (Ctrl-C): its exception is then set for this thread.
 bool signal_raised() {
@@ -262,8 +266,16 @@ NB_MODULE(_runtime, m) {
       .def_prop_ro("size", &Arena::size)
       .def("resize", &Arena::resize, "bytes"_a, "kept"_a);
   nb::class_<File>(m, "File")
-      .def(nb::init<const std::string&, bool>(), "path"_a, "direct"_a = true)
-      .def(nb::init<const std::vector<std::string>&, bool>(), "paths"_a, "direct"_a = true)
+      .def(
+          "__init__",
+          [](File* self, const Path& path, bool direct) { new (self) File(path.string(), direct); },
+          "path"_a, "direct"_a = true)
+      .def(
+          "__init__",
+          [](File* self, const std::vector<Path>& paths, bool direct) {
+            new (self) File(std::vector<std::string>(paths.begin(), paths.end()), direct);
+          },
+          "paths"_a, "direct"_a = true)
       .def("read", &read_bytes, "offset"_a, "length"_a)
       .def_prop_ro("direct", &File::direct)
       .def_prop_ro("alignment", &File::alignment)
