@@ -8,13 +8,14 @@ and the rest streams through a ring. All of it lies in one arena whose layout is
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from edge_rt import budget
 from edge_rt.chat_source import find_template
 from edge_rt.errors import BudgetError, EdgeRTError
 from edge_rt.loaders.source import WeightSource
-from edge_rt.program import LOGITS, MatrixUse, Program
+from edge_rt.program import LOGITS, MatrixUse, Program, X
 from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
 
 MIN_PASS_TOKENS = 64
@@ -135,7 +136,8 @@ class Planner:
         self.min_pass_tokens = MIN_PASS_TOKENS
         while (
             self.min_pass_tokens > _FEWEST_PASS_TOKENS
-            and self._all_buffers_bytes(self.min_pass_tokens, 0) > _LEAST_ACTIVATION_BYTES
+            and self._buffers_bytes(self.program.buffers, self.min_pass_tokens, 0)
+            > _LEAST_ACTIVATION_BYTES
         ):
             self.min_pass_tokens //= 2
 
@@ -180,17 +182,19 @@ class Planner:
         row = self.program.embedding_format.row_bytes(self.program.embedding.shape[1])
         return align_up(row, self.alignment) + self.alignment
 
-    def _all_buffers_bytes(self, pass_tokens: int, logit_rows: int) -> int:
-        return sum(
-            align_up(self._buffer_bytes(name, pass_tokens, logit_rows), 64)
-            for name in self.program.buffers
-        )
+    def _buffers_bytes(self, names: Iterable[str], pass_tokens: int, logit_rows: int) -> int:
+        return sum(align_up(self._buffer_bytes(n, pass_tokens, logit_rows), 64) for n in names)
+
+    def _working(self) -> list[str]:
+        """Buffers whose contents nobody needs after a pass: sampling may have their place."""
+        return [name for name in self.program.buffers if name not in (X, LOGITS)]
 
     def _activation_bytes(self, settings: Settings, pass_tokens: int, logit_rows: int) -> int:
-        buffers = self._all_buffers_bytes(pass_tokens, logit_rows)
-        scratch = self._scratch_bytes() * settings.n_threads
+        working = self._buffers_bytes(self._working(), pass_tokens, logit_rows)
+        working += self._scratch_bytes() * settings.n_threads
         candidates = align_up(self.program.n_vocab * _CANDIDATE_BYTES, 64)
-        return align_up(buffers + scratch + candidates, PAGE)
+        kept = self._buffers_bytes((X, LOGITS), pass_tokens, logit_rows)
+        return align_up(kept + max(working, candidates), PAGE)
 
     def _kv_bytes(self, settings: Settings) -> int:
         rows = sum(kv_positions(self.program, settings.ctx))
@@ -360,12 +364,13 @@ class Planner:
         plan.kv_bytes = self._kv_bytes(settings)
         plan.kv_positions = kv_positions(self.program, settings.ctx)
         plan.kv_offset = take(plan.kv_bytes, PAGE)
-        for name in self.program.buffers:
+        for name in (X, LOGITS, *self._working()):
             n_bytes = self._buffer_bytes(name, plan.pass_tokens, plan.logit_rows)
             plan.buffers[name] = take(n_bytes, 64)
         plan.scratch_bytes = self._scratch_bytes()
         plan.scratch_offset = take(plan.scratch_bytes * settings.n_threads, 64)
-        plan.candidates_offset = take(self.program.n_vocab * _CANDIDATE_BYTES, 64)
+        plan.candidates_offset = min(plan.buffers[name] for name in self._working())
+        at = max(at, plan.candidates_offset + self.program.n_vocab * _CANDIDATE_BYTES)
         plan.staging_bytes = self._staging_bytes()
         plan.staging_offset = take(plan.pass_tokens * plan.staging_bytes, grid)
         plan.ring_offset = take(plan.ring_bytes, grid)
