@@ -24,7 +24,7 @@ MIN_LOGIT_ROWS = 16
 # What the least pass may hold of activations and of logits: wide models and large vocabularies
 # begin with fewer tokens and rows, so that the floor stays near what cannot be made smaller.
 _LEAST_ACTIVATION_BYTES = 5 * MIB
-_LEAST_LOGIT_BYTES = 3 * MIB
+_LEAST_LOGIT_BYTES = 2 * MIB
 _FEWEST_PASS_TOKENS = 16
 N_IO_THREADS = 4
 _MIN_RING_TILES = 4
