@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edge_rt.chat_template import MAX_SOURCE_BYTES
+from edge_rt.chat.template import MAX_SOURCE_BYTES
 from edge_rt.demo import pull_demo
 from edge_rt.errors import UsageError
 from edge_rt.library import find_model

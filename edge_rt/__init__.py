@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_rt.chat_template import ChatTemplate
+    from edge_rt.chat.template import ChatTemplate
     from edge_rt.engine import Engine
     from edge_rt.errors import BudgetError, EdgeRTError, ModelError, StorageError, UsageError
     from edge_rt.generation import Completion
@@ -21,7 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "ChatTemplate": "chat_template",
+    "ChatTemplate": "chat.template",
     "Completion": "generation",
     "Engine": "engine",
     "Tokenizer": "tokenizer",

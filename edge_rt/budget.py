@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from edge_rt.sizes import KIB, MIB, align_up
-from edge_rt.tokenizer_cost import tokenizer_bytes
+from edge_rt.tokenizer.cost import tokenizer_bytes
 
 __all__ = ["baseline_bytes", "kernel_bytes", "tokenizer_bytes"]
 
@@ -47,7 +47,7 @@ def baseline_bytes(resident: int) -> int:
 
 def template_bytes(template: str) -> int:
     """A ceiling of what compiling a chat template takes, besides `CHAT_BYTES`."""
-    # At least as many as Jinja's tokens, of which chat_sandbox allows no more.
+    # At least as many as Jinja's tokens, of which edge_rt.chat.sandbox allows no more.
     n_lexemes = sum(1 for _ in _LEXEME.finditer(template))
     return _LEXEME_BYTES * min(n_lexemes, _MAX_LEXEMES)
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from edge_rt import budget, generation
 from edge_rt.assemble import assemble
-from edge_rt.chat_source import find_template, special_tokens
-from edge_rt.chat_template import RESERVED, ChatTemplate
+from edge_rt.chat.source import find_template, special_tokens
+from edge_rt.chat.template import RESERVED, ChatTemplate
 from edge_rt.errors import (
     BudgetError,
     EdgeRTError,
@@ -90,7 +90,7 @@ def make_settings(
 
 def with_baseline(settings: Settings) -> Settings:
     """``settings`` with what this process, its tokenizer built, will hold besides an arena."""
-    loaded = "edge_rt.chat_sandbox" in sys.modules
+    loaded = "edge_rt.chat.sandbox" in sys.modules
     return replace(settings, baseline=budget.baseline_bytes(resident_bytes()), chat_loaded=loaded)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from edge_rt import budget
-from edge_rt.chat_source import find_template
+from edge_rt.chat.source import find_template
 from edge_rt.errors import BudgetError, EdgeRTError
 from edge_rt.loaders.source import WeightSource
 from edge_rt.program import LOGITS, MatrixUse, Program, X

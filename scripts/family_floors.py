@@ -109,7 +109,7 @@ def _key(name: str, value: object) -> bytes:
 
 def byte_level_vocabulary(n: int) -> tuple[list[str], list[str]]:
     """``n`` tokens and the merges that make them, about as long as real ones."""
-    from edge_rt.tokenizer_bpe import LETTER_OF_BYTE
+    from edge_rt.tokenizer.bpe import LETTER_OF_BYTE
 
     rng = random.Random(n)
     tokens, merges = list(LETTER_OF_BYTE), []

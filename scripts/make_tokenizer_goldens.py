@@ -23,8 +23,8 @@ import gguf_builder as g  # noqa: E402
 from tokenizer_texts import texts  # noqa: E402
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers  # noqa: E402
 
-from edge_rt.pre_tokenizers import PRE_TOKENIZERS  # noqa: E402
-from edge_rt.tokenizer_bpe import LETTER_OF_BYTE  # noqa: E402
+from edge_rt.tokenizer.bpe import LETTER_OF_BYTE  # noqa: E402
+from edge_rt.tokenizer.pre_tokenizers import PRE_TOKENIZERS  # noqa: E402
 
 OUT = ROOT / "tests/goldens/tokenizers"
 N_TEXTS = 100

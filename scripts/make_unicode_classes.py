@@ -1,4 +1,4 @@
-"""Regenerate the runs of edge_rt/unicode_classes.py from llama.cpp's table of code points.
+"""Regenerate the runs of edge_rt.tokenizer.unicode_classes from llama.cpp's code points.
 
 Usage: python scripts/make_unicode_classes.py path/to/llama.cpp/src/unicode-data.cpp
 """

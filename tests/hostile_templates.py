@@ -368,7 +368,7 @@ def peak_kib() -> int:
 
 def attack(source: str) -> tuple[str, str, float, int]:
     """(class of the error, its text, seconds, KiB of extra resident memory)."""
-    from edge_rt.chat_template import ChatTemplate
+    from edge_rt.chat.template import ChatTemplate
 
     before, started = peak_kib(), time.perf_counter()
     try:

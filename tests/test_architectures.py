@@ -23,7 +23,7 @@ from edge_rt.planner import Planner, Settings
 from edge_rt.program import HEAD, LAYERS, Operation, Program
 from edge_rt.quant.blocks import BF16, F16, F32, Q4_0, BlockFormat
 from edge_rt.sizes import MIB
-from edge_rt.tokenizer_cost import tokenizer_ceilings
+from edge_rt.tokenizer.cost import tokenizer_ceilings
 
 TINY = {
     "num_hidden_layers": 6, "hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6,

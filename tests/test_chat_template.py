@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from edge_rt.chat_template import ChatTemplate
+from edge_rt.chat.template import ChatTemplate
 from edge_rt.errors import UsageError
 from edge_rt.loaders.gguf import GGUFFile
 

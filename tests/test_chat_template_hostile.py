@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edge_rt.chat_template import ChatTemplate
+from edge_rt.chat.template import ChatTemplate
 from edge_rt.errors import ModelError, UsageError
 
 from .conftest import ROOT, load_script
@@ -68,7 +68,7 @@ def test_an_error_keeps_nothing_alive() -> None:
 
 
 def test_the_clock_stops_what_the_steps_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    import edge_rt.chat_meter as meter
+    import edge_rt.chat.meter as meter
 
     clock = iter(range(1_000_000))
     monkeypatch.setattr(meter.time, "thread_time", lambda: float(next(clock)))
@@ -82,7 +82,7 @@ def test_limits_are_for_each_rendering() -> None:
 
 
 def test_nothing_is_calculated_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    import edge_rt.chat_sandbox as sandbox
+    import edge_rt.chat.sandbox as sandbox
 
     def fail(*_: Any) -> None:
         raise AssertionError("charged while compiling")

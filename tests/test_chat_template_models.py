@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edge_rt import Engine
-from edge_rt.chat_source import find_template, special_tokens
+from edge_rt.chat.source import find_template, special_tokens
 from edge_rt.errors import ModelError, UsageError
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ import jinja2.ext
 import jinja2.sandbox
 import pytest
 
-from edge_rt.chat_template import ChatTemplate
+from edge_rt.chat.template import ChatTemplate
 from edge_rt.errors import EdgeRTError
 
 from .conftest import load_script

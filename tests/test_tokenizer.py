@@ -17,7 +17,7 @@ import edge_rt.tokenizer as module
 from edge_rt.errors import EdgeRTError, ModelError, UsageError
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.tokenizer import Tokenizer
-from edge_rt.tokenizer_bpe import LETTER_OF_BYTE
+from edge_rt.tokenizer.bpe import LETTER_OF_BYTE
 
 from . import gguf_builder as g
 from .tokenizer_texts import texts

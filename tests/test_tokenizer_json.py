@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from edge_rt.errors import EdgeRTError, ModelError, UsageError
 from edge_rt.json_stream import JsonStream
 from edge_rt.tokenizer import Tokenizer
-from edge_rt.tokenizer_json import scan
-from edge_rt.unicode_classes import OTHER, collapse
+from edge_rt.tokenizer.json_file import scan
+from edge_rt.tokenizer.unicode_classes import OTHER, collapse
 
 from . import tokenizer_files as f
 from .tokenizer_texts import texts
@@ -136,7 +136,7 @@ def test_slices_and_streams(tmp_path: Path, name: str, monkeypatch: pytest.Monke
     for text in mixed(value, 11, 60):
         for special in (False, True):
             whole = tokenizer.encode(text, special)
-            monkeypatch.setattr("edge_rt.tokenizer._SLICE_LETTERS", rng.randint(1, 12))
+            monkeypatch.setattr("edge_rt.tokenizer.tokenizer._SLICE_LETTERS", rng.randint(1, 12))
             assert list(tokenizer.iter_encode([text], special)) == whole
             monkeypatch.undo()
             stream = tokenizer.stream(special)

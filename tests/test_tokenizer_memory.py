@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from edge_rt.loaders.gguf import GGUFFile
-from edge_rt.tokenizer_bpe import LETTER_OF_BYTE
-from edge_rt.tokenizer_cost import tokenizer_bytes
+from edge_rt.tokenizer.bpe import LETTER_OF_BYTE
+from edge_rt.tokenizer.cost import tokenizer_bytes
 
 from . import gguf_builder as g
 from . import tokenizer_files as f

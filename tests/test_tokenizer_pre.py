@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from edge_rt.errors import ModelError
-from edge_rt.pre_tokenizers import PRE_TOKENIZERS, REFUSED
 from edge_rt.tokenizer import Tokenizer
-from edge_rt.tokenizer_bpe import LETTER_OF_BYTE
-from edge_rt.unicode_classes import LETTER, MARK, NUMBER, PUNCTUATION, SYMBOL, collapse
+from edge_rt.tokenizer.bpe import LETTER_OF_BYTE
+from edge_rt.tokenizer.pre_tokenizers import PRE_TOKENIZERS, REFUSED
+from edge_rt.tokenizer.unicode_classes import LETTER, MARK, NUMBER, PUNCTUATION, SYMBOL, collapse
 
 from . import gguf_builder as g
 from .conftest import load_script
@@ -93,7 +93,7 @@ def test_slices_and_round_trips(tmp_path: Path, name: str, monkeypatch: pytest.M
         whole = tokenizer.encode(text)
         # In raw pieces the "▁" of a text becomes a space.
         assert tokenizer.decode(whole) == (text.replace("▁", " ") if raw else text)
-        monkeypatch.setattr("edge_rt.tokenizer._SLICE_LETTERS", rng.randint(1, 12))
+        monkeypatch.setattr("edge_rt.tokenizer.tokenizer._SLICE_LETTERS", rng.randint(1, 12))
         assert list(tokenizer.iter_encode([text])) == whole
         monkeypatch.undo()
 
@@ -200,7 +200,7 @@ def test_slices_with_tokens_that_take_white_space(
     for _ in range(300):
         text = "".join(rng.choice(bits) for _ in range(30))
         whole = tokenizer.encode(text, special=True)
-        monkeypatch.setattr("edge_rt.tokenizer._SLICE_LETTERS", rng.randint(1, 9))
+        monkeypatch.setattr("edge_rt.tokenizer.tokenizer._SLICE_LETTERS", rng.randint(1, 9))
         assert list(tokenizer.iter_encode([text], special=True)) == whole
         monkeypatch.undo()
 

@@ -16,7 +16,7 @@ from jinja2.runtime import Undefined
 from jinja2.sandbox import SandboxedFormatter
 from markupsafe import Markup
 
-from edge_rt.chat_meter import MAX_BITS, Meter, text_bytes, width_of
+from edge_rt.chat.meter import MAX_BITS, Meter, text_bytes, width_of
 from edge_rt.sizes import MIB
 
 _DIGITS: Final = re.compile(r"\d+")

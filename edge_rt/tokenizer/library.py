@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from edge_rt.errors import ModelError
-from edge_rt.tokenizer_raw import components
+from edge_rt.tokenizer.raw import components
 
 _EMPTY_MODEL: Final = {"type": "BPE", "vocab": {}, "merges": []}
 # Expressions of known families: with them a word always ends after a letter that a space follows,

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from edge_rt.errors import ModelError
 from edge_rt.json_stream import JsonStream
-from edge_rt.tokenizer_added import AddedToken
-from edge_rt.tokenizer_special import MAX_SPECIALS
-from edge_rt.tokenizer_vocab import (
+from edge_rt.tokenizer.added import AddedToken
+from edge_rt.tokenizer.special import MAX_SPECIALS
+from edge_rt.tokenizer.vocab import (
     CONTROL,
     MAX_BLOB_BYTES,
     MAX_TOKENS,

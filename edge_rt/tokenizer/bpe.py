@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from edge_rt.errors import ModelError
-from edge_rt.tokenizer_spm import byte_ids
-from edge_rt.tokenizer_spm import bytes_of_piece as raw_bytes_of_piece
-from edge_rt.tokenizer_vocab import (
+from edge_rt.tokenizer.spm import byte_ids
+from edge_rt.tokenizer.spm import bytes_of_piece as raw_bytes_of_piece
+from edge_rt.tokenizer.unicode_classes import is_letter
+from edge_rt.tokenizer.vocab import (
     BYTE,
     CONTROL,
     INFINITE,
@@ -24,8 +25,7 @@ from edge_rt.tokenizer_vocab import (
     empty_slots,
     merge_symbols,
 )
-from edge_rt.tokenizer_words import SPACE, Unspanned, WordCache
-from edge_rt.unicode_classes import is_letter
+from edge_rt.tokenizer.words import SPACE, Unspanned, WordCache
 
 
 def _alphabet() -> list[str]:

@@ -14,15 +14,15 @@ from typing import Any
 
 from edge_rt.errors import ModelError, UsageError
 from edge_rt.json_stream import JsonStream
-from edge_rt.tokenizer_added import AddedToken, AddedTokens, Normalize
-from edge_rt.tokenizer_bpe import LETTER_OF_BYTE, BytePairModel, Merges, RawPairModel
-from edge_rt.tokenizer_json import Layout, Pieces, added_token, pair, walk
-from edge_rt.tokenizer_library import Library
-from edge_rt.tokenizer_parts import Model, Parts
-from edge_rt.tokenizer_raw import components, read_raw_text
-from edge_rt.tokenizer_special import END_NAMES, exceptions
-from edge_rt.tokenizer_spm import byte_ids
-from edge_rt.tokenizer_vocab import BYTE, CONTROL, NORMAL, USER_DEFINED, Vocabulary
+from edge_rt.tokenizer.added import AddedToken, AddedTokens, Normalize
+from edge_rt.tokenizer.bpe import LETTER_OF_BYTE, BytePairModel, Merges, RawPairModel
+from edge_rt.tokenizer.json_file import Layout, Pieces, added_token, pair, walk
+from edge_rt.tokenizer.library import Library
+from edge_rt.tokenizer.parts import Model, Parts
+from edge_rt.tokenizer.raw import components, read_raw_text
+from edge_rt.tokenizer.special import END_NAMES, exceptions
+from edge_rt.tokenizer.spm import byte_ids
+from edge_rt.tokenizer.vocab import BYTE, CONTROL, NORMAL, USER_DEFINED, Vocabulary
 
 
 class _Reader:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from edge_rt.loaders.source import WeightSource
 from edge_rt.sizes import MIB
-from edge_rt.tokenizer_folder import tokenizer_path
-from edge_rt.tokenizer_json import scan
-from edge_rt.tokenizer_special import MAX_SPECIALS
+from edge_rt.tokenizer.folder import tokenizer_path
+from edge_rt.tokenizer.json_file import scan
+from edge_rt.tokenizer.special import MAX_SPECIALS
 
 # Words of the cache and their ids (2048 x about 1 KiB at the very worst), the pre-tokenizer's
 # expressions, and what encoding one slice of 8192 characters makes for a moment.

@@ -13,7 +13,7 @@ from typing import Any, Final
 from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 
-from edge_rt.chat_functions import checked_int
+from edge_rt.chat.functions import checked_int
 
 _MAX_NESTING: Final = 150  # of nodes: Jinja and Python compile recursively
 _ALLOWED_NODES: Final = frozenset((

@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from edge_rt.tokenizer_special import AFTER_TOKEN, AT_START, INSIDE, MAX_SPECIALS, UNICODE_SPACE
-from edge_rt.unicode_classes import is_letter
+from edge_rt.tokenizer.special import AFTER_TOKEN, AT_START, INSIDE, MAX_SPECIALS, UNICODE_SPACE
+from edge_rt.tokenizer.unicode_classes import is_letter
 
 _SPACE_BEFORE: Final = re.compile(f"[{UNICODE_SPACE}]*\\Z")
 _SPACE_AFTER: Final = re.compile(f"[{UNICODE_SPACE}]*")

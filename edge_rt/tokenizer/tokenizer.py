@@ -12,13 +12,13 @@ from edge_rt.errors import ModelError, UsageError
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.source import WeightSource
 from edge_rt.process import release_memory
-from edge_rt.tokenizer_folder import read_folder
-from edge_rt.tokenizer_gguf import read_gguf
-from edge_rt.tokenizer_parts import Parts
-from edge_rt.tokenizer_special import AFTER_TOKEN, AT_START, INSIDE, UNICODE_SPACE
-from edge_rt.tokenizer_vocab import CONTROL, UNKNOWN, USER_DEFINED
-from edge_rt.tokenizer_words import left_neighbours
-from edge_rt.unicode_classes import is_letter
+from edge_rt.tokenizer.folder import read_folder
+from edge_rt.tokenizer.gguf import read_gguf
+from edge_rt.tokenizer.parts import Parts
+from edge_rt.tokenizer.special import AFTER_TOKEN, AT_START, INSIDE, UNICODE_SPACE
+from edge_rt.tokenizer.unicode_classes import is_letter
+from edge_rt.tokenizer.vocab import CONTROL, UNKNOWN, USER_DEFINED
+from edge_rt.tokenizer.words import left_neighbours
 
 _SLICE_LETTERS: Final = 8192  # encoded at once by iter_encode where there is a safe boundary
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from edge_rt.tokenizer_vocab import Vocabulary
+from edge_rt.tokenizer.vocab import Vocabulary
 
 
 class Model(Protocol):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from edge_rt.errors import ModelError
-from edge_rt.tokenizer_added import Normalize, native_normalizer
-from edge_rt.tokenizer_special import AT_START, INSIDE
-from edge_rt.tokenizer_words import SPACE
+from edge_rt.tokenizer.added import Normalize, native_normalizer
+from edge_rt.tokenizer.special import AT_START, INSIDE
+from edge_rt.tokenizer.words import SPACE
 
 _BEFORE_SPACE: Final = re.compile(f"(?={SPACE})")
 

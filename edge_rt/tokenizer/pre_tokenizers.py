@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from edge_rt.unicode_classes import collapse, collapse_han, plain_spaces
+from edge_rt.tokenizer.unicode_classes import collapse, collapse_han, plain_spaces
 
 # Members of a class in a collapsed text, for use inside [].
 _MEMBERS: Final = {

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from edge_rt.tokenizer_vocab import Vocabulary
+from edge_rt.tokenizer.vocab import Vocabulary
 
 SPACE: Final = "▁"
 _CACHED_WORDS: Final = 2048

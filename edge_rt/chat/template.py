@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from edge_rt.chat_messages import (
+from edge_rt.chat.messages import (
     PlainData,
     checked,
     flattened,
@@ -44,7 +44,7 @@ class ChatTemplate:
         self.source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token, **special_tokens}
         # Imported here: a process that never chats does not pay for Jinja.
-        from edge_rt.chat_sandbox import RaisedByTemplate, Sandbox
+        from edge_rt.chat.sandbox import RaisedByTemplate, Sandbox
 
         self._refusal = RaisedByTemplate
         self._environment = Sandbox()

@@ -9,7 +9,7 @@ from edge_rt.errors import ModelError, StorageError, UsageError
 from edge_rt.loaders.source import WeightSource
 from edge_rt.sizes import MIB
 from edge_rt.tokenizer import Tokenizer
-from edge_rt.tokenizer_folder import read_settings
+from edge_rt.tokenizer.folder import read_settings
 
 _KEY: Final = "tokenizer.chat_template"
 _MAX_BYTES: Final = 1 * MIB

@@ -8,12 +8,12 @@ from typing import Final
 from edge_rt.errors import ModelError
 from edge_rt.loaders.gguf_cursor import LazyArray
 from edge_rt.loaders.source import WeightSource
-from edge_rt.pre_tokenizers import PRE_TOKENIZERS, REFUSED, PreTokenizer, StagedSplitter
-from edge_rt.tokenizer_bpe import BytePairModel, Merges, RawPairModel
-from edge_rt.tokenizer_parts import Parts
-from edge_rt.tokenizer_special import ROLE_KEYS, Specials, settle_ends, special_tokens
-from edge_rt.tokenizer_spm import SentencePieceModel
-from edge_rt.tokenizer_vocab import Vocabulary
+from edge_rt.tokenizer.bpe import BytePairModel, Merges, RawPairModel
+from edge_rt.tokenizer.parts import Parts
+from edge_rt.tokenizer.pre_tokenizers import PRE_TOKENIZERS, REFUSED, PreTokenizer, StagedSplitter
+from edge_rt.tokenizer.special import ROLE_KEYS, Specials, settle_ends, special_tokens
+from edge_rt.tokenizer.spm import SentencePieceModel
+from edge_rt.tokenizer.vocab import Vocabulary
 
 _KEY: Final = "tokenizer.ggml."
 _MODELS: Final = ("gpt2", "llama", "gemma4")

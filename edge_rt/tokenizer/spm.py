@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from edge_rt.errors import ModelError
-from edge_rt.tokenizer_special import INSIDE
-from edge_rt.tokenizer_vocab import BYTE, INFINITE, NORMAL, Vocabulary, merge_symbols
-from edge_rt.tokenizer_words import SPACE, Unspanned, WordCache
+from edge_rt.tokenizer.special import INSIDE
+from edge_rt.tokenizer.vocab import BYTE, INFINITE, NORMAL, Vocabulary, merge_symbols
+from edge_rt.tokenizer.words import SPACE, Unspanned, WordCache
 
 _BYTE_TOKEN: Final = re.compile(rb"<0x([0-9A-F]{2})>")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from edge_rt.errors import ModelError
-from edge_rt.tokenizer_vocab import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
+from edge_rt.tokenizer.vocab import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 
 MAX_SPECIALS: Final = 16384  # each is a Python object and sought in every text; gemma has 6415
 WHITE_SPACE: Final = " \t\n\v\f\r"  # C's isspace

@@ -16,7 +16,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.filters import make_attrgetter
 from jinja2.runtime import Undefined
 
-from edge_rt.chat_functions import (
+from edge_rt.chat.functions import (
     as_text,
     charge_lines,
     charge_percent,
@@ -27,7 +27,7 @@ from edge_rt.chat_functions import (
     count_of,
     walked,
 )
-from edge_rt.chat_meter import Meter, text_bytes, width_of
+from edge_rt.chat.meter import Meter, text_bytes, width_of
 
 _MAX_NUMERAL: Final = 400  # letters of what becomes a number: int() is quadratic in old Pythons
 _MAX_INDENT: Final = 64  # of JSON

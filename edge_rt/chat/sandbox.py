@@ -23,8 +23,8 @@ from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace, missing
 from markupsafe import Markup
 
-from edge_rt.chat_filters import FILTERS, add_up, guarded, guarded_tests, length_of, to_json
-from edge_rt.chat_functions import (
+from edge_rt.chat.filters import FILTERS, add_up, guarded, guarded_tests, length_of, to_json
+from edge_rt.chat.functions import (
     METHODS,
     as_text,
     charge_percent,
@@ -34,8 +34,8 @@ from edge_rt.chat_functions import (
     subscript,
     walked,
 )
-from edge_rt.chat_meter import MAX_BITS, Meter, text_bytes, width_of
-from edge_rt.chat_rewriter import CONTAINS, SLICED, SPREAD, TEXT, TICK, WALKED, Rewriter
+from edge_rt.chat.meter import MAX_BITS, Meter, text_bytes, width_of
+from edge_rt.chat.rewriter import CONTAINS, SLICED, SPREAD, TEXT, TICK, WALKED, Rewriter
 
 MAX_TOKENS: Final = 4_000  # of a template's code; the longest known has 2350
 _LONG_NUMERAL: Final = re.compile(r"[0-9][xXoO]?[0-9a-fA-F_]{400}")  # int() is quadratic

@@ -1,0 +1,1 @@
+"""Conversations to prompts: chat templates in a sandbox that bounds time and memory."""
