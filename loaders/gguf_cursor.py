@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -54,6 +55,8 @@ def open_file(path: str) -> tuple[int, Identity]:
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"no such file: {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        if isinstance(error, OSError) and error.errno == errno.EIO:
+            raise StorageError(f"cannot open {clip(path, 300)}: {error}") from error
         raise UsageError(f"cannot open {clip(path, 300)}: {error}") from None
     try:
         status = os.fstat(fd)

@@ -27,10 +27,10 @@ from edge_rt.loaders.gguf_cursor import (
     list_folder,
     open_file,
 )
-from edge_rt.loaders.json_cursor import JsonCursor
+from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.loaders.source import PART_ALIGNMENT, TensorInfo
 from edge_rt.quant.blocks import BF16, F16, F32
-from edge_rt.sizes import KIB, MIB, align_up
+from edge_rt.sizes import MIB, align_up
 
 # The limits below exist so that a hostile folder costs little; real ones are far from each.
 _MAX_HEADER_BYTES = 100_000_000  # the library's; what is held of it has the bounds below
@@ -39,7 +39,6 @@ _MAX_NAME_BYTES = 1024
 _MAX_METADATA_BYTES = 8 * MIB
 _MAX_METADATA_STRING = 1 * MIB
 _MAX_METADATA_KEYS = 4096
-_MAX_SKIPPED_BYTES = 64 * KIB  # of a string in the index that is of no use here
 _MAX_TENSORS = 65536
 _MAX_HELD_BYTES = 40 * MIB  # Python objects made of tensor entries, all files together
 _HELD_PER_TENSOR = 420  # dict slot, TensorInfo, its shape and its integers
@@ -250,14 +249,14 @@ class SafetensorsFolder:
         try:
             if identity.size > _MAX_INDEX_BYTES:
                 raise self.fail(f"{INDEX_NAME} has {identity.size} bytes")
-            scan = JsonCursor(Cursor(fd, path, 0, identity.size), "the index")
+            scan = JsonStream(Cursor(fd, path, 0, identity.size))
             maps = 0
-            for key in scan.keys(_MAX_NAME_BYTES):
+            for key in scan.members(_MAX_NAME_BYTES):
                 if key != "weight_map":
-                    scan.skip(_MAX_SKIPPED_BYTES)
+                    scan.skip()
                     continue
                 maps += 1
-                for count, name in enumerate(scan.keys(_MAX_NAME_BYTES)):
+                for count, name in enumerate(scan.members(_MAX_NAME_BYTES)):
                     if count >= _MAX_TENSORS:
                         raise scan.fail(f"more than {_MAX_TENSORS} tensors")
                     yield name, scan.string(_MAX_NAME_BYTES)
@@ -324,10 +323,10 @@ class SafetensorsFolder:
         data = U64.size + length
         if Cursor(fd, path, U64.size, data).take(min(length, 1), "the header") != b"{":
             raise ModelError(f"{path}: the header does not start with '{{'")
-        scan = JsonCursor(Cursor(fd, path, U64.size, data), "the header")
+        scan = JsonStream(Cursor(fd, path, U64.size, data))
         entries: dict[str, TensorInfo] = {}
         has_metadata = False
-        for name in scan.keys(_MAX_NAME_BYTES):
+        for name in scan.members(_MAX_NAME_BYTES):
             if name == "__metadata__":
                 if has_metadata:
                     raise scan.fail("__metadata__ occurs twice")
@@ -347,22 +346,22 @@ class SafetensorsFolder:
         order.sort(key=lambda t: (t.offset, t.n_bytes))
         for t in order:
             if t.offset != end:
-                raise scan.fail(
-                    f"tensor {clip(t.name)} begins at {t.offset - start - data} of the data, "
-                    f"the one before it ends at {end - start - data}"
+                raise ModelError(
+                    f"{path}: tensor {clip(t.name)} begins at {t.offset - start - data} of the "
+                    f"data, the one before it ends at {end - start - data}"
                 )
             end += t.n_bytes
         if end != start + size:
-            raise scan.fail(
-                f"its tensors end at byte {end - start}, the file has {size}: "
+            raise ModelError(
+                f"{path}: its tensors end at byte {end - start}, the file has {size}: "
                 + ("it is truncated" if end > start + size else "something follows them")
             )
         return list(entries.values())
 
     @staticmethod
-    def _check_metadata(scan: JsonCursor) -> None:
+    def _check_metadata(scan: JsonStream) -> None:
         keys, n_characters = set(), 0
-        for key in scan.keys(_MAX_METADATA_STRING):
+        for key in scan.members(_MAX_METADATA_STRING):
             if key in keys:
                 raise scan.fail(f"__metadata__ has {clip(key)} twice")
             keys.add(key)
@@ -371,14 +370,12 @@ class SafetensorsFolder:
                 raise scan.fail("__metadata__ is too large")
 
     @staticmethod
-    def _entry(scan: JsonCursor, name: str, data: int) -> TensorInfo:
+    def _entry(scan: JsonStream, name: str, data: int) -> TensorInfo:
         """One tensor; ``data`` is the offset through the parts that its own offsets count from."""
-        text = scan.flat_object(_MAX_ENTRY_BYTES)
         what = f"tensor {clip(name)}"
-        try:
-            entry = _ENTRY.decode(text)
-        except (ValueError, RecursionError):
-            raise scan.fail(f"{what} is not JSON: {clip(text)}") from None
+        if scan.peek() != b"{":
+            raise scan.fail(f"{what} is not an object")
+        entry = scan.value(_MAX_ENTRY_BYTES, _ENTRY)
         dtype, shape, offsets = (entry.get(k) for k in ("dtype", "shape", "data_offsets"))
         bits = _DTYPE_BITS.get(dtype) if isinstance(dtype, str) else None
         if bits is None:

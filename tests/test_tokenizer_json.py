@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_rt.errors import EdgeRTError, ModelError, UsageError
-from edge_rt.json_stream import JsonStream
+from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.tokenizer import Tokenizer
 from edge_rt.tokenizer.json_file import scan
 from edge_rt.tokenizer.unicode_classes import OTHER, collapse
@@ -193,7 +193,7 @@ def test_any_order(tmp_path: Path) -> None:
 def test_json_strings(tmp_path: Path, value: dict[str, int], plain: bool) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"a": [1, {"b": "}]"}], "v": value}, ensure_ascii=plain))
-    with JsonStream(path) as stream:
+    with JsonStream.open(path) as stream:
         found: dict[str, int] = {}
         for key in stream.members():
             if key == "v":
@@ -208,7 +208,8 @@ def test_chunks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ids = Tokenizer.from_file(folder).encode("Some text, and more.")
     counts = scan(folder / "tokenizer.json")
     for size in (7, 64, 1000):
-        monkeypatch.setattr("edge_rt.json_stream._CHUNK_BYTES", size)
+        monkeypatch.setattr("edge_rt.loaders.gguf_cursor.CHUNK_BYTES", size)
+        monkeypatch.setattr("edge_rt.loaders.gguf_cursor.PAGE", 1)
         assert Tokenizer.from_file(folder).encode("Some text, and more.") == ids
         assert scan(folder / "tokenizer.json") == counts
     value = json.loads((folder / "tokenizer.json").read_text())
@@ -326,7 +327,7 @@ def change(value: Any, *path: Any) -> Any:
         (("model", "merges", ["a"]), "not a merge"),
         (("model", "merges", ["a b c"]), "not a merge"),
         (("model", "merges", [["a"]]), "not a string or a pair"),
-        (("model", "merges", {}), "is missing"),
+        (("model", "merges", {}), r"'\{' instead of '\['"),
         (("model", "merges", ["Ġ no"]), "merge 0"),
         (("model", "dropout", 0.1), "dropout"),
         (("model", "end_of_word_suffix", "</w>"), "end_of_word_suffix"),

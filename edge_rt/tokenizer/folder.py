@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_rt.errors import ModelError, UsageError
-from edge_rt.json_stream import JsonStream
+from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.tokenizer.added import AddedToken, AddedTokens, Normalize
 from edge_rt.tokenizer.bpe import LETTER_OF_BYTE, BytePairModel, Merges, RawPairModel
 from edge_rt.tokenizer.json_file import Layout, Pieces, added_token, pair, walk
@@ -111,7 +111,7 @@ def _added_later(path: Path, reader: _Reader) -> list[AddedToken]:
         return []
     known = {token.content for token in reader.added}
     found = []
-    with JsonStream(path) as stream:
+    with JsonStream.open(path) as stream:
         for key in stream.members():
             if key != "added_tokens_decoder" or stream.peek() != b"{":
                 stream.skip()
@@ -262,7 +262,7 @@ def read_settings(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if path.is_file():
-        with JsonStream(path) as stream:
+        with JsonStream.open(path) as stream:
             for key in stream.members():
                 if key in wanted:
                     found[key] = stream.value()

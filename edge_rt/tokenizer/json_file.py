@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_rt.errors import ModelError
-from edge_rt.json_stream import JsonStream
+from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.tokenizer.added import AddedToken
 from edge_rt.tokenizer.special import MAX_SPECIALS
 from edge_rt.tokenizer.vocab import (
@@ -75,7 +75,7 @@ def walk(path: Path, take_vocab: TakeVocab, take_merges: TakeMerges) -> Layout:
     """
     layout = Layout()
     seen = set()
-    with JsonStream(path) as stream:
+    with JsonStream.open(path) as stream:
         for key in stream.members():
             if key in seen:
                 raise stream.fail(f"{key[:40]!r} occurs twice")
@@ -92,8 +92,7 @@ def walk(path: Path, take_vocab: TakeVocab, take_merges: TakeMerges) -> Layout:
                 layout.parts[key] = stream.value()
             else:
                 stream.skip()
-        if stream.peek():
-            raise stream.fail("something follows the end")
+        stream.end()
         if "model" not in seen:
             raise stream.fail("it has no model, so it is not a tokenizer")
         if layout.merges_at is not None:
@@ -125,7 +124,8 @@ def _walk_model(
                 layout.merges = take_merges(stream, layout, stream.pairs())
             else:
                 layout.merges_at = stream.tell()
-                stream.skip()
+                for _ in stream.pairs():
+                    pass
             model[key] = None
         else:
             model[key] = stream.value()
