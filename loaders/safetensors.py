@@ -76,7 +76,13 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_ENTRY = json.JSONDecoder(parse_int=_unsigned, object_pairs_hook=_without_repeats)
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+_ENTRY = json.JSONDecoder(
+    parse_int=_unsigned, parse_constant=_no_constant, object_pairs_hook=_without_repeats
+)
 
 
 def _is_sizes(value: object) -> bool:

@@ -326,7 +326,8 @@ HEADERS: dict[str, tuple[bytes, str]] = {
     "shape 2.0": (pack(f'{{"a":{ENTRY.replace("[2]", "[2.0]")}}}', bytes(8)), "shape"),
     "shape true": (pack(f'{{"a":{ENTRY.replace("[2]", "[true,2]")}}}', bytes(8)), "shape"),
     "shape 2": (pack(f'{{"a":{ENTRY.replace("[2]", "2")}}}', bytes(8)), "shape 2"),
-    "shape NaN": (pack(f'{{"a":{ENTRY.replace("[2]", "[NaN]")}}}', bytes(8)), "shape"),
+    "shape NaN": (pack(f'{{"a":{ENTRY.replace("[2]", "[NaN]")}}}', bytes(8)), "NaN"),
+    "other NaN": (pack(f'{{"a":{ENTRY[:-1]},"x":NaN}}}}', bytes(8)), "NaN"),
     "shape wraps": (
         pack(f'{{"a":{ENTRY.replace("[2]", f"[{LARGE},2,2]")}}}', bytes(8)), "larger than any",
     ),
