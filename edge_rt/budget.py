@@ -25,7 +25,7 @@ UNSEEN_BYTES = 3 * MIB
 # jinja2, imported with our sandbox, and a rendered conversation.
 CHAT_BYTES = 7 * MIB
 # What compiling makes of one lexeme of a template, and how many of them are not refused.
-_LEXEME_BYTES = 2700
+_LEXEME_BYTES = 3000
 _MAX_LEXEMES = 4000
 _LEXEME = re.compile(r"\w+|[^\w\s]")
 # A thread's touched stack and the kernel's stack and task structures for it.

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+# A shell without job control starts background jobs with SIGINT ignored, and their children inherit
+# that: tests of Ctrl-C would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import edge_rt.tokenizer as module
+import edge_rt.tokenizer.tokenizer as module
 from edge_rt.errors import EdgeRTError, ModelError, UsageError
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.tokenizer import Tokenizer
