@@ -1,0 +1,88 @@
+"""Run the fault matrix: every place that reads a model's files, met by every fault.
+
+    python scripts/fault_matrix.py [--site WORDS] [--fault WORDS] [--io pread] [--json OUT]
+
+It mounts a file system of its own (/dev/fuse, as root). Prints a table; exit status 1 if a cell
+does not hold. docs/faults.md has the last one and says what each column means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+
+from tests import faulty_cells as cells  # noqa: E402
+from tests.fuse_server import Refused  # noqa: E402
+
+HANG_S = 300  # of all cells of a site at the least
+
+
+def table(found: list[cells.Outcome]) -> str:
+    """Markdown: a row per fault, a column per site, what happened in both words and marks."""
+    sites = list(dict.fromkeys(c.site for c in found))
+    faults = list(dict.fromkeys(c.fault for c in found))
+    lines = []
+    for at, site in enumerate(sites, 1):
+        lines.append(f"{at}. {site}")
+    lines += ["", "| fault | " + " | ".join(str(i) for i in range(1, len(sites) + 1)) + " |"]
+    lines.append("|---|" + "---|" * len(sites))
+    by = {(c.site, c.fault, c.io): c for c in found}
+    ios = list(dict.fromkeys(c.io for c in found))
+    for fault in faults:
+        row = []
+        for site in sites:
+            marks = [mark(by[site, fault, io]) for io in ios if (site, fault, io) in by]
+            row.append(marks[0] if len(set(marks)) == 1 else "/".join(marks))
+        lines.append(f"| {fault} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def mark(cell: cells.Outcome) -> str:
+    """✓ recovered, 5 an error of exit code 5, ✗ a cell that does not hold."""
+    if not cell.holds:
+        return "✗"
+    return "✓" if cell.result == cells.RECOVERED else "5"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--site", action="append", help="only sites with these words")
+    parser.add_argument("--fault", action="append", help="only faults with these words")
+    parser.add_argument("--io", action="append", choices=["uring", "pread", "auto"])
+    parser.add_argument("--long", action="store_true", help="the delay of 10 s, too")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all cells there")
+    parser.add_argument("--quiet", action="store_true", help="no table")
+    args = parser.parse_args()
+    faults = cells.FAULTS + ([cells.LONG_DELAY] if args.long else [])
+    faults = [f for f in faults if not args.fault or any(w in f.name for w in args.fault)]
+    sites = [s for s in cells.SITES if not args.site or any(w in s.name for w in args.site)]
+    found: list[cells.Outcome] = []
+    for site in sites:
+        faulthandler.dump_traceback_later(HANG_S, exit=True)
+        with tempfile.TemporaryDirectory() as where:
+            try:
+                found += cells.run_site(site, faults, args.io or ["pread"], Path(where))
+            except Refused as why:
+                print(f"error: {why}", file=sys.stderr)
+                return 2
+        faulthandler.cancel_dump_traceback_later()
+    if args.json:
+        args.json.write_text(json.dumps([c.row() for c in found], indent=1))
+    if not args.quiet:
+        print(table(found))
+    for cell in found:
+        if not cell.holds:
+            print(f"✗ {cell.site} · {cell.fault} · {cell.io}: {'; '.join(cell.problems)}"
+                  f" [{cell.result}: {cell.message}]", file=sys.stderr)  # fmt: skip
+    print(f"{sum(c.holds for c in found)} of {len(found)} cells hold", file=sys.stderr)
+    return 0 if all(c.holds for c in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
