@@ -13,6 +13,7 @@ import faulthandler
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
@@ -64,6 +65,7 @@ def main() -> int:
     sites = [s for s in cells.SITES if not args.site or any(w in s.name for w in args.site)]
     found: list[cells.Outcome] = []
     for site in sites:
+        started = time.monotonic()
         faulthandler.dump_traceback_later(HANG_S, exit=True)
         with tempfile.TemporaryDirectory() as where:
             try:
@@ -72,14 +74,18 @@ def main() -> int:
                 print(f"error: {why}", file=sys.stderr)
                 return 2
         faulthandler.cancel_dump_traceback_later()
+        here = [c for c in found if c.site == site.name]
+        seconds = time.monotonic() - started
+        print(f"{site.name}: {sum(c.holds for c in here)} of {len(here)} hold, {seconds:.0f} s",
+              file=sys.stderr, flush=True)  # fmt: skip
+        for cell in here:
+            if not cell.holds:
+                print(f"✗ {cell.fault} · {cell.io}: {'; '.join(cell.problems)}"
+                      f" [{cell.result}: {cell.message}]", file=sys.stderr, flush=True)  # fmt: skip
     if args.json:
         args.json.write_text(json.dumps([c.row() for c in found], indent=1))
     if not args.quiet:
         print(table(found))
-    for cell in found:
-        if not cell.holds:
-            print(f"✗ {cell.site} · {cell.fault} · {cell.io}: {'; '.join(cell.problems)}"
-                  f" [{cell.result}: {cell.message}]", file=sys.stderr)  # fmt: skip
     print(f"{sum(c.holds for c in found)} of {len(found)} cells hold", file=sys.stderr)
     return 0 if all(c.holds for c in found) else 1
 

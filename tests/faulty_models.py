@@ -3,11 +3,9 @@ in their files each thing lies."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import struct
-import sys
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +19,8 @@ import numpy as np  # noqa: E402
 
 from edge_rt.loaders.gguf import GGUFFile  # noqa: E402
 from edge_rt.loaders.gguf_cursor import LazyArray  # noqa: E402
-from edge_rt.models.huggingface import huggingface_source  # noqa: E402
 from edge_rt.loaders.safetensors import INDEX_NAME, SafetensorsFolder  # noqa: E402
+from edge_rt.models.huggingface import huggingface_source  # noqa: E402
 
 from .parity.folders import write_tokenizer  # noqa: E402
 from .parity.variants import VARIANTS  # noqa: E402
@@ -66,9 +64,9 @@ def byte_pairs(n: int) -> tuple[list[str], list[str]]:
 
 
 def _gguf(seed: int) -> Any:
-    """1 MiB a layer, several tiles a matrix, and a header of more than one chunk."""
+    """Two tiles to the largest matrices, and a header of more than one chunk."""
     config = maker.Config(
-        layers=3, hidden=256, ffn=1024, heads=4, kv_heads=2, head_dim=64, vocab=2048, context=512,
+        layers=2, hidden=256, ffn=640, heads=4, kv_heads=2, head_dim=64, vocab=1024, context=512,
         format="Q8_0", rope_scaling="llama3", rope_factor=4.0, logit_std=3.0,
     )  # fmt: skip
     gguf = maker.build(config, seed)

@@ -57,6 +57,9 @@ class Rule:
     before the read is answered. The first ``skip`` reads go unharmed, then ``count`` are met (0:
     all).
 
+    A short answer means the end of the file to a kernel that has a page cache to fill: it puts
+    zeros there, and no program can tell. So ``short``, ``eof`` and ``random`` need ``bypass``.
+
     Not of reads: ``refuse_direct`` (open(2) with O_DIRECT is EINVAL), ``refuse_direct_reads`` (it
     opens, then each read is EINVAL), ``bypass`` (no page cache), ``larger`` (``n_bytes`` are added
     to the size that stat(2) reports), ``open_error``, ``stat_error``, ``lookup_error`` and
@@ -216,6 +219,7 @@ class _Server:
                 rule.fired += 1
                 raise OSError(errno.EINVAL, "")
             if rule.kind == "bypass":
+                rule.fired += 1
                 answer |= _DIRECT_IO
         return struct.pack("<QIi", 0, answer, 0)
 
