@@ -23,9 +23,11 @@ from typing import Any, Protocol
 from unittest.mock import patch
 
 from edge_rt import EdgeRTError, Engine, StorageError, Tokenizer, UsageError
+from edge_rt.flash_io._flash_io import Faults
+from edge_rt.flash_io.files import set_faults
 
 from .faulty_models import Model, build, restore
-from .fuse_server import Mount
+from .fuse_server import Mount, change
 
 RAM, OTHER_RAM, CTX = "4GiB", "3GiB", 96
 PROMPT = "the rain in the north is hard and then it ends"
@@ -33,6 +35,7 @@ SECOND_PROMPT = "lion"
 BOUND_S = 20.0  # an error comes within this; far above what machines under load need
 SHORT_DELAY_MS, LONG_DELAY_MS = 300, 10_000
 
+_CHANGES = ("truncate", "append", "overwrite", "replace", "delete")
 RECOVERED, ERROR, EITHER = "recovered", "error", "either"
 
 
@@ -218,7 +221,8 @@ class World(Protocol):
     def arm(self, site: Site, fault: Fault) -> None: ...
     def fired(self) -> int: ...
     def mend(self) -> None: ...
-    def offers(self, fault: Fault) -> bool: ...
+    def offers(self, site: Site, fault: Fault) -> bool: ...
+    def close(self) -> None: ...
 
 
 class FuseWorld:
@@ -235,7 +239,7 @@ class FuseWorld:
     def path(self) -> Path:
         return self._where / self.model.entry
 
-    def offers(self, fault: Fault) -> bool:
+    def offers(self, site: Site, fault: Fault) -> bool:
         return True
 
     def prepare(self, fault: Fault) -> None:
@@ -272,6 +276,66 @@ class FuseWorld:
 
     def close(self) -> None:
         self.mount.close()
+
+
+class HookWorld:
+    """Faults at the one place where all backends ask the kernel: needs no rights. Files are changed
+    when the site's moment comes, before its reads and not between them."""
+
+    def __init__(self, where: Path, kind: str) -> None:
+        self.model: Model = build(where / "pristine", kind)
+        self._folder = where / "served"
+        self._folder.mkdir()
+        restore(self.model, self._folder)
+        self._faults = Faults()
+        self._changed = 0
+        set_faults(self._faults)
+
+    def path(self) -> Path:
+        return self._folder / self.model.entry
+
+    def offers(self, site: Site, fault: Fault) -> bool:
+        if fault.from_open or fault.rules[0]["kind"] == "gone":
+            return False
+        # Before anything is opened it would be another file, and that is all.
+        return fault.rules[0]["kind"] not in _CHANGES or site.moment != "open"
+
+    def prepare(self, fault: Fault) -> None:
+        if fault.rules[0]["kind"] == "shuffle":  # readers that are made from now on
+            self._faults.set_reorder(fault.rules[0]["seed"])
+
+    def arm(self, site: Site, fault: Fault) -> None:
+        name, first, last = self.model.extents[site.extent]
+        for rule in fault.rules:
+            kind, n_bytes = rule["kind"], rule.get("n_bytes", 0)
+            if kind in _CHANGES:
+                change(self._folder / name, kind, str(self.model.twin / name),
+                       first + (last - first) // 2)  # fmt: skip
+                self._changed += 1
+            elif kind == "random":
+                self._faults.set_chaos(0.5, rule["seed"])
+            elif kind == "shuffle":
+                self._changed += 1
+            else:
+                value = {"error": rule.get("errno", 0), "delay": rule.get("ms", 0)}
+                count = {"count": rule["count"]} if rule.get("count") else {}
+                self._faults.add(
+                    {"eof": "end"}.get(kind, kind), value.get(kind, n_bytes),
+                    path=name, begin=first, end=last + 1, **count,
+                )  # fmt: skip
+
+    def fired(self) -> int:
+        return self._faults.hits - self._hits + self._changed
+
+    _hits = 0
+
+    def mend(self) -> None:
+        self._faults.clear()
+        self._hits, self._changed = self._faults.hits, 0
+        restore(self.model, self._folder)
+
+    def close(self) -> None:
+        set_faults(None)
 
 
 # --- the judgement --------------------------------------------------------------------------------
@@ -445,11 +509,10 @@ def held() -> dict[str, int]:
 
 
 def run_site(
-    site: Site, faults: list[Fault], ios: list[str], where: Path, world: Any = None
+    site: Site, faults: list[Fault], ios: list[str], where: Path, kind: type[FuseWorld | HookWorld]
 ) -> list[Outcome]:
-    """All cells of one site; the last outcome is about leaks."""
-    own = world is None
-    world = world or FuseWorld(where, site.model)
+    """All cells of one site; the last outcome is about leaks. ``where``: an empty folder."""
+    world: World = kind(where, site.model)
     found = []
     try:
         for io in ios:
@@ -457,7 +520,7 @@ def run_site(
             assert reference(world, site, io) == right
             before = held()
             for fault in faults:
-                if world.offers(fault):
+                if world.offers(site, fault):
                     found.append(try_cell(world, site, fault, io, right))
             after = held()
             leak = Outcome(site.name, "leaks", io, result=RECOVERED)
@@ -470,8 +533,7 @@ def run_site(
                 leak.problems.append(f"maps: {before['maps']}, then {after['maps']}")
             found.append(leak)
     finally:
-        if own:
-            world.close()
+        world.close()
     return found
 
 

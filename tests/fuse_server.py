@@ -96,6 +96,25 @@ _NOT_OF_READS = (
 )  # fmt: skip
 
 
+def change(path: Path, kind: str, other: str, n_bytes: int) -> None:
+    """Do to a file what somebody else could."""
+    match kind:
+        case "truncate":
+            os.truncate(path, n_bytes)
+        case "append":
+            with path.open("ab") as file:
+                file.write(bytes(4096))
+        case "overwrite":
+            with path.open("r+b") as file:
+                file.write(Path(other).read_bytes())
+        case "replace":
+            new = path.with_name(path.name + ".new")
+            new.write_bytes(Path(other).read_bytes())
+            new.rename(path)
+        case "delete":
+            path.unlink()
+
+
 class _Server:
     """Answers the kernel. Nodes are the real files' inodes, held open: a file that is replaced by
     another of its name stays what it was for those who have it open."""
@@ -175,29 +194,10 @@ class _Server:
                 elif kind == "gone":
                     os._exit(0)
                 elif kind:
-                    self.change(rule, name)
+                    change(Path(self.folder, name), kind, rule.other, rule.n_bytes)
         if delay:
             time.sleep(delay / 1000)
         return os.pread(fd, size, offset)
-
-    def change(self, rule: Rule, name: str) -> None:
-        """Do to the real file what somebody else could."""
-        path = os.path.join(self.folder, name)
-        match rule.kind:
-            case "truncate":
-                os.truncate(path, rule.n_bytes)
-            case "append":
-                with open(path, "ab") as file:
-                    file.write(bytes(4096))
-            case "overwrite":
-                with open(rule.other, "rb") as source, open(path, "r+b") as file:
-                    file.write(source.read())
-            case "replace":
-                with open(rule.other, "rb") as source, open(path + ".new", "wb") as file:
-                    file.write(source.read())
-                os.rename(path + ".new", path)
-            case "delete":
-                os.unlink(path)
 
     def refuse(self, kind: str, name: str) -> None:
         for rule in self.rules:
