@@ -1,0 +1,113 @@
+"""The fault matrix (scripts/fault_matrix.py), a part of it on every run, all of it on request.
+
+Each site runs in a process of its own: what it leaks is then its own, and a hang ends that process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import ROOT
+from .faulty_cells import (
+    FAULTS,
+    LONG_DELAY,
+    SITES,
+    HookWorld,
+    Outcome,
+    reference,
+    run_site,
+    try_cell,
+)
+
+FULL = os.environ.get("EDGE_RT_FULL_MATRIX")  # every cell: about ten minutes
+FUSE_SITES = ["GGUF keys", "tokenizer_config.json", "streamed tile of a layer", "resident tiles"]
+
+
+def matrix(tmp_path: Path, *args: str, timeout: int = 900) -> list[dict[str, Any]]:
+    """Run the script; every cell must hold."""
+    out = tmp_path / "cells.json"
+    command = [sys.executable, ROOT / "scripts/fault_matrix.py", "--json", out, "--quiet", *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+    if done.returncode == 2 and "cannot mount" in done.stderr:
+        pytest.skip(f"NO FUSE: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads(out.read_text())
+    assert all(row["holds"] for row in rows)
+    return rows
+
+
+@pytest.mark.parametrize("site", [site.name for site in SITES])
+def test_every_site(tmp_path: Path, site: str) -> None:
+    args = ["--world", "hook", "--exactly", site]
+    rows = matrix(tmp_path, *args, *([] if FULL else ["--sample", "4"]))
+    assert {row["io"] for row in rows} == {"pread", "uring"}
+    assert len(rows) >= (2 * 17 if FULL else 8)
+
+
+@pytest.mark.parametrize("site", [s.name for s in SITES] if FULL else FUSE_SITES)
+def test_real_errors(tmp_path: Path, site: str) -> None:
+    args = ["--exactly", site, *([] if FULL else ["--sample", "3"])]
+    rows = matrix(tmp_path, *args)
+    assert {row["io"] for row in rows} == {"pread", "uring"} and len(rows) >= 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("io", ["pread", "uring"])
+@pytest.mark.parametrize("site", ["embedding rows", "streamed tile of the head", "tokenizer.json"])
+def test_ten_seconds(tmp_path: Path, site: str, io: str) -> None:
+    (cell, leaks) = matrix(
+        tmp_path, "--world", "hook", "--exactly", site, "--io", io, "--fault", LONG_DELAY.name,
+        "--long",
+    )  # fmt: skip
+    assert cell["result"] == "recovered" and cell["seconds"] > 9 and leaks["holds"]
+
+
+def test_the_judgement_can_fail(tmp_path: Path) -> None:
+    """A cell whose fault is something else than the matrix says does not hold."""
+    site = next(s for s in SITES if s.name == "streamed tile of the head")
+    faults = {fault.name: fault for fault in FAULTS}
+    world = HookWorld(tmp_path, site.model)
+    try:
+
+        def judged(name: str, expect: str, right: list[Any]) -> Outcome:
+            fault = faults[name]
+            return try_cell(world, site, type(fault)(**{**vars(fault), "expect": expect}), "pread",
+                            right)  # fmt: skip
+
+        right = reference(world, site, "pread")
+        assert judged("EIO", "error", right).holds
+        assert judged("EIO", "recovered", right).problems == ["not recovered"]
+        assert judged("EINTR 3 times", "error", right).problems == ["no error"]
+        wrong = [right[0], "?", *right[2:]]
+        assert any("said" in p for p in judged("EINTR 3 times", "recovered", wrong).problems)
+    finally:
+        world.close()
+    never = type(faults["EIO"])(**{**vars(faults["EIO"]), "rules": ()})
+    world = HookWorld(tmp_path / "again", site.model)
+    try:
+        cell = try_cell(world, site, never, "pread", reference(world, site, "pread"))
+        assert "the fault was not met" in cell.problems
+    finally:
+        world.close()
+
+
+def test_a_leak_is_seen(tmp_path: Path) -> None:
+    kept: list[Any] = []
+    site = next(s for s in SITES if s.name == "config.json")
+
+    class Leaking(HookWorld):
+        def mend(self) -> None:
+            kept.append(open("/dev/null"))  # noqa: SIM115
+            super().mend()
+
+    rows = run_site(site, FAULTS[:2], ["pread"], tmp_path, Leaking)
+    for file in kept:
+        file.close()
+    assert any("files" in problem for problem in rows[-1].problems)
