@@ -19,6 +19,7 @@ from edge_rt.engine import make_settings, open_planner
 from edge_rt.planner import N_IO_THREADS
 
 from .conftest import load_script
+from .fresh import measure
 
 EDGE_RT = [sys.executable, "-m", "edge_rt.apps.cli"]
 MIB = 2**20
@@ -143,22 +144,6 @@ def test_the_floor_is_the_same_in_every_process(demo_model: Path) -> None:
 
 
 # --- declared ceilings --------------------------------------------------------------------------
-
-STATUS = """
-def status(key):
-    for line in open("/proc/self/status"):
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-"""
-
-
-def measure(code: str, *args: object) -> int:
-    """The integer that ``code`` prints in a fresh interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", STATUS + code, *map(str, args)],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return int(done.stdout.split()[-1])
 
 
 def test_interpreter_ceiling(demo_model: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from edge_rt import StorageError, UsageError, budget
 from edge_rt.conversation import MAX_FILE_BYTES, MAX_MESSAGES, limit_bytes, load, save
 
+from .fresh import run_fresh
 from .test_cli import edge_rt
 
 TALK = [
@@ -163,8 +164,6 @@ WORST = """
 import sys
 import edge_rt.apps.cli
 from edge_rt import conversation
-def status(key):
-    return int(open("/proc/self/status").read().split(key + ":")[1].split()[0]) * 1024
 conversation.load(sys.argv[1])
 before = status("VmRSS")
 messages = conversation.load(sys.argv[2], conversation.limit_bytes(int(sys.argv[3])))
@@ -189,9 +188,7 @@ def test_loading_stays_within_the_slack(tmp_path: Path, ctx: int, kind: str) -> 
         messages = ['{"role":"user","content":"\U0001f600' + "b" * 1965 + '"}'] * (limit // 2000)
         write(path, '{"messages":[' + ",".join(messages) + "]}")
     assert limit * 0.9 < path.stat().st_size <= limit or kind == "many messages"
-    argv = [sys.executable, "-c", WORST, str(tmp_path / "small"), str(path), str(ctx)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
-    grown, count = map(int, done.stdout.split())
+    grown, count = map(int, run_fresh(WORST, tmp_path / "small", path, ctx).stdout.split())
     assert count >= 1
     assert 0 <= grown <= budget.SLACK_BYTES + budget.CONTEXT_TOKEN_BYTES * ctx
 
