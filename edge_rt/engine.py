@@ -89,9 +89,13 @@ def make_settings(
 
 
 def with_baseline(settings: Settings) -> Settings:
-    """``settings`` with what this process, its tokenizer built, will hold besides an arena."""
+    """``settings`` with what this process, its tokenizer built, will hold besides an arena; as they
+    are where the system does not say what it holds: the ceilings stand then."""
+    resident = resident_bytes()
+    if not resident:
+        return settings
     loaded = "edge_rt.chat.sandbox" in sys.modules
-    return replace(settings, baseline=budget.baseline_bytes(resident_bytes()), chat_loaded=loaded)
+    return replace(settings, baseline=budget.baseline_bytes(resident), chat_loaded=loaded)
 
 
 def _parse_cap(text: str | int) -> int:
