@@ -81,7 +81,7 @@ def command(
 ) -> list[str]:
     """The command line that runs ``argv`` so.
 
-    ``memlock``: RLIMIT_MEMLOCK, as ``"64KiB"`` or in bytes; ``limits``: others by their names in
+    ``user``: a name, or a number without one. ``memlock``: RLIMIT_MEMLOCK, as ``"64KiB"`` or in bytes; ``limits``: others by their names in
     `resource`, without RLIMIT_. ``deny_io_uring``: the error (``"EPERM"``, ``"ENOSYS"``) of its
     system calls.
     ``read_only``, ``noexec``: folders mounted so; ``hide``: folders that are empty and closed.
@@ -220,6 +220,14 @@ def _deny_io_uring(error: int) -> None:
     )
 
 
+def _ids(user: str) -> tuple[int, int]:
+    """User and group of a name, or of a number that need not have one (containers)."""
+    if user.isdigit():
+        return int(user), int(user)
+    who = pwd.getpwnam(user)
+    return who.pw_uid, who.pw_gid
+
+
 def _parse_size(text: str) -> int:
     units = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
     for suffix, factor in units.items():
@@ -230,7 +238,7 @@ def _parse_size(text: str) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--user", default="nobody")
+    parser.add_argument("--user", default="nobody", metavar="NAME|UID")
     parser.add_argument("--memlock", type=_parse_size, metavar="SIZE")
     parser.add_argument("--limit", action="append", default=[], metavar="NAME=N")
     parser.add_argument("--deny-io-uring", nargs="?", const="EPERM", choices=("EPERM", "ENOSYS"))
@@ -241,17 +249,17 @@ def main() -> int:
     args = parser.parse_args()
     try:
         is_root = os.geteuid() == 0
-        who = pwd.getpwnam(args.user)
+        uid, gid = _ids(args.user)
         args.reach += [*map(str, _python()), args.command[0]]
         if is_root or args.read_only or args.noexec or args.hide or args.proc:
-            _mounts(args, who.pw_uid)
+            _mounts(args, uid)
         limits = [*args.limit, *([f"MEMLOCK={args.memlock}"] if args.memlock is not None else [])]
         for name, _, value in (limit.partition("=") for limit in limits):
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (int(value), int(value)))
         if is_root:
             os.setgroups([])
-            os.setgid(who.pw_gid)
-            os.setuid(who.pw_uid)
+            os.setgid(gid)
+            os.setuid(uid)
         if args.deny_io_uring:
             _deny_io_uring(getattr(errno, args.deny_io_uring))
     except (NotPermitted, OSError, KeyError, ValueError) as error:
