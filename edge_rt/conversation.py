@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from edge_rt.errors import ModelError, StorageError, UsageError
+from edge_rt.flash_io.files import open_file, storage_errors
 from edge_rt.loaders.gguf_cursor import Cursor, clip
 from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.sizes import KIB, MIB
@@ -42,26 +43,19 @@ def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> list[
     Raises `UsageError` with the reason for a file that is missing, larger than ``max_bytes`` (it is
     not read then), or anything but such a conversation; `StorageError` when the drive fails.
     """
-    name = os.fspath(path)
+    file = open_file(path)
+    if file.size > max_bytes:
+        raise UsageError(
+            f"cannot load {clip(file.path, 300)}: it has {file.size} bytes, "
+            f"a conversation may have {max_bytes}"
+        )
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _error("load", name, error) from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"cannot load {clip(name, 300)}: not a regular file")
-        if status.st_size > max_bytes:
-            raise UsageError(
-                f"cannot load {clip(name, 300)}: it has {status.st_size} bytes, "
-                f"a conversation may have {max_bytes}"
-            )
-        return _messages(JsonStream(Cursor(fd, name, 0, status.st_size)), max_bytes)
+        messages = _messages(JsonStream(Cursor(file, 0, file.size)), max_bytes)
+        with storage_errors():
+            file.check_unchanged()
     except ModelError as error:
         raise UsageError(f"not a conversation: {error}") from None
-    finally:
-        os.close(fd)
+    return messages
 
 
 def _messages(stream: JsonStream, max_bytes: int) -> list[dict[str, str]]:
@@ -122,7 +116,7 @@ def save(path: str | os.PathLike[str], messages: Sequence[Mapping[str, str]]) ->
         part = os.path.join(os.path.dirname(name), f".edge-rt-{os.urandom(8).hex()}.part")
         fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except (OSError, ValueError) as error:
-        raise _error("save", name, error) from None
+        raise _error(name, error) from None
     try:
         with open(fd, "wb") as file:
             if mode is not None:
@@ -135,7 +129,7 @@ def save(path: str | os.PathLike[str], messages: Sequence[Mapping[str, str]]) ->
         with contextlib.suppress(OSError):
             os.unlink(part)
         if isinstance(error, OSError):
-            raise _error("save", name, error) from None
+            raise _error(name, error) from None
         raise
     _sync_folder(name)
 
@@ -181,16 +175,16 @@ def _sync_folder(name: str) -> None:
         os.fsync(fd)
     except OSError as error:
         if error.errno != errno.EINVAL:  # no such call on this file system
-            raise _error("save", name, error) from None
+            raise _error(name, error) from None
     finally:
         os.close(fd)
 
 
-def _error(action: str, name: str, error: OSError | ValueError) -> StorageError | UsageError:
-    """What to tell the user when a call failed."""
+def _error(name: str, error: OSError | ValueError) -> StorageError | UsageError:
+    """What to tell the user when saving failed."""
     if isinstance(error, (StorageError, UsageError)):
         return error
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number else str(error)
-    text = f"cannot {action} {clip(name, 300)}: {reason}"
+    text = f"cannot save {clip(name, 300)}: {reason}"
     return StorageError(text) if number in _DRIVE_ERRORS else UsageError(text)

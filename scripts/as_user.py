@@ -81,12 +81,12 @@ def command(
 ) -> list[str]:
     """The command line that runs ``argv`` so.
 
-    ``user``: a name, or a number without one. ``memlock``: RLIMIT_MEMLOCK, as ``"64KiB"`` or in bytes; ``limits``: others by their names in
-    `resource`, without RLIMIT_. ``deny_io_uring``: the error (``"EPERM"``, ``"ENOSYS"``) of its
-    system calls.
-    ``read_only``, ``noexec``: folders mounted so; ``hide``: folders that are empty and closed.
-    ``proc``: ``"hidden"`` (closed), ``"hidepid"`` (own processes only) or ``"pids"`` (no files
-    about the system). ``reach``: what the command must be able to open, at its own path.
+    ``user``: a name or a number. ``memlock``: RLIMIT_MEMLOCK, as ``"64KiB"`` or in bytes;
+    ``limits``: others by their names in `resource`, without RLIMIT_. ``deny_io_uring``: the error
+    (``"EPERM"``, ``"ENOSYS"``) of its system calls. ``read_only``, ``noexec``: folders mounted so;
+    ``hide``: folders that are empty and closed. ``proc``: ``"hidden"`` (closed), ``"hidepid"`` (own
+    processes only) or ``"pids"`` (no files about the system). ``reach``: what the command must be
+    able to open, at its own path.
     """
     made = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), "--user", user]
     made += ["--memlock", str(memlock)] if memlock is not None else []

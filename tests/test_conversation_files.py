@@ -17,6 +17,8 @@ import pytest
 
 from edge_rt import StorageError, UsageError, budget
 from edge_rt.conversation import MAX_FILE_BYTES, MAX_MESSAGES, limit_bytes, load, save
+from edge_rt.flash_io._flash_io import Faults
+from edge_rt.flash_io.files import set_faults
 
 from .fresh import run_fresh
 from .test_cli import edge_rt
@@ -131,33 +133,48 @@ def test_truncated_and_mutated_files(tmp_path: Path) -> None:
     assert refused > 1000
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "loading", "saving"),
+    [
+        ("none", "no such file", None), ("fifo", "not a regular file", "not a regular file"),
+        ("", "a folder", "not a regular file"), ("loop", "symbolic links", "not a regular file"),
+        ("nul\0", "a NUL", "null"), ("x" * 300, "too long", "too long"),
+        ("none/x", "no such file", "No such file"), ("fifo/x", "no such file", "Not a directory"),
+    ],
+)  # fmt: skip
+def test_what_is_no_file(tmp_path: Path, name: str, loading: str, saving: str | None) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to("loop")
-    for name, words in (
-        ("none", "No such file"), ("fifo", "not a regular file"), ("", "not a regular file"),
-        ("loop", "symbolic links"), ("nul\0", "null"), ("x" * 300, "too long"),
-        ("none/x", "No such file"), ("fifo/x", "Not a directory"),
-    ):  # fmt: skip
-        for call in (load, lambda path: save(path, TALK)):
-            if name == "none" and call is not load:
-                continue
-            with pytest.raises(UsageError) as caught:
-                call(f"{tmp_path}/{name}")
-            assert words in str(caught.value) or "regular" in str(caught.value), (name, caught)
+    with pytest.raises(UsageError, match=loading):
+        load(f"{tmp_path}/{name}")
+    if saving:
+        with pytest.raises(UsageError, match=saving):
+            save(f"{tmp_path}/{name}", TALK)
+    assert names(tmp_path) == {"fifo", "loop"}
     with pytest.raises(UsageError, match="regular"):
         save("/dev/null", TALK)
 
 
-def test_large_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_files_are_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "large", "")
     os.truncate(path, 100_000_000)
-    monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("it was read"))
-    with pytest.raises(UsageError, match="it has 100000000 bytes, a conversation may have 1048576"):
-        load(path)
-    os.truncate(path, 5000)
-    with pytest.raises(UsageError, match="may have 4999"):
-        load(path, 4999)
+    set_faults(faults := Faults())
+    try:
+        words = "it has 100000000 bytes, a conversation may have 1048576"
+        with pytest.raises(UsageError, match=words):
+            load(path)
+        os.truncate(path, 5000)
+        with pytest.raises(UsageError, match="may have 4999"):
+            load(path, 4999)
+        assert faults.reads == 0
+        with pytest.raises(UsageError, match="not a JSON object"):
+            load(path, 5000)
+        assert faults.reads > 0
+        faults.add("error", errno.EIO)
+        with pytest.raises(StorageError, match="Input/output error"):
+            load(path)
+    finally:
+        set_faults(None)
 
 
 WORST = """
@@ -355,7 +372,7 @@ def test_saving_and_loading_in_a_chat(tmp_path: Path, chat_model: Path) -> None:
     assert there.splitlines()[1:] == here.splitlines()[-len(there.splitlines()) + 1 :]
     for line, words in (
         ("/save", "name of a file is missing"), ("/load", "name of a file is missing"),
-        (f"/load {tmp_path}/none", "No such file"), (f"/save {tmp_path}/no/x", "No such file"),
+        (f"/load {tmp_path}/none", "no such file"), (f"/save {tmp_path}/no/x", "No such file"),
         (f"/load {chat_model}", "a conversation may have 20480"),
         (f"/save {chat_model}", "choose another name"),
     ):  # fmt: skip
