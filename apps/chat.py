@@ -102,7 +102,7 @@ class Conversation:
     def stats(self) -> str:
         memory = self.engine.memory()
         rows = [f"  {role:<12}{format_size(n):>12}" for role, n in memory["roles"].items()]
-        head = f"held {format_size(memory['held'])} of {format_size(memory['budget'])}"
+        head = f"held {o.held(memory['held'])} of {format_size(memory['budget'])}"
         if self.last is not None:
             s = self.last.stats
             head += f"; {s['decode_tok_s']:.1f} tok/s, first token after {s['ttft_s']:.2f} s"

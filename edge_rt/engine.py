@@ -246,15 +246,15 @@ class Engine:
         return self._planner.program.n_vocab
 
     def memory(self) -> dict[str, Any]:
-        """Bytes: ``roles``, their sum ``planned``, ``budget``, ``floor``, ``held`` now and
-        ``peak``."""
+        """Bytes: ``roles``, their sum ``planned``, ``budget``, ``floor``, ``held`` now and ``peak``
+        (None where the system does not say)."""
         roles = dict(self._plan.roles)
         return {
             "budget": self._settings.budget,
             "floor": self._plan.floor_bytes,
             "planned": sum(roles.values()),
-            "held": resident_bytes(),
-            "peak": peak_resident_bytes(),
+            "held": resident_bytes() or None,
+            "peak": peak_resident_bytes() or None,
             "roles": roles,
         }
 
@@ -534,10 +534,15 @@ class _Exclusive:
 
 
 def _as_ours(error: BaseException) -> BaseException:
+    text = getattr(error, "strerror", None) or str(error)
+    if text.startswith("cannot start a"):  # a thread: there are limits for users and cgroups
+        return UsageError(f"{text} (ulimit -u, pids.max); --threads takes fewer")
     if isinstance(error, OSError) and not isinstance(error, EdgeRTError):
-        return StorageError(error.strerror or str(error))
+        return StorageError(text)
     if type(error) is MemoryError:
-        return BudgetError("the system refused the memory that the budget allows")
+        return BudgetError(
+            "the system refuses memory that the budget allows (ulimit -v, ulimit -d)"
+        )
     return error
 
 

@@ -51,16 +51,6 @@ class NotPermitted(Exception):
     """This machine, or who we are on it, does not allow a condition."""
 
 
-def available() -> str | None:
-    """Why a command cannot be run as another user here; None when it can."""
-    if sys.platform != "linux":
-        return "not Linux"
-    if os.geteuid() != 0:
-        return "not root"
-    done = run([sys.executable, "-S", "-c", "import encodings"])
-    return (done.stderr or f"exit {done.returncode}").strip() if done.returncode else None
-
-
 def _python() -> list[Path]:
     """Where this Python, its libraries and the checkout are."""
     return [ROOT, *(Path(p) for p in (sys.prefix, sys.base_prefix, *sys.path) if os.path.isdir(p))]
