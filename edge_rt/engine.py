@@ -88,9 +88,13 @@ def make_settings(
 
 
 def with_baseline(settings: Settings) -> Settings:
-    """``settings`` with what this process, its tokenizer built, will hold besides an arena."""
+    """``settings`` with what this process, its tokenizer built, will hold besides an arena; as they
+    are where the system does not say what it holds: the ceilings stand then."""
+    resident = resident_bytes()
+    if not resident:
+        return settings
     loaded = "edge_rt.chat.sandbox" in sys.modules
-    return replace(settings, baseline=budget.baseline_bytes(resident_bytes()), chat_loaded=loaded)
+    return replace(settings, baseline=budget.baseline_bytes(resident), chat_loaded=loaded)
 
 
 def _parse_cap(text: str | int) -> int:
@@ -242,15 +246,15 @@ class Engine:
         return self._planner.program.n_vocab
 
     def memory(self) -> dict[str, Any]:
-        """Bytes: ``roles``, their sum ``planned``, ``budget``, ``floor``, ``held`` now and
-        ``peak``."""
+        """Bytes: ``roles``, their sum ``planned``, ``budget``, ``floor``, ``held`` now and ``peak``
+        (None where the system does not say)."""
         roles = dict(self._plan.roles)
         return {
             "budget": self._settings.budget,
             "floor": self._plan.floor_bytes,
             "planned": sum(roles.values()),
-            "held": resident_bytes(),
-            "peak": peak_resident_bytes(),
+            "held": resident_bytes() or None,
+            "peak": peak_resident_bytes() or None,
             "roles": roles,
         }
 
@@ -530,10 +534,15 @@ class _Exclusive:
 
 
 def _as_ours(error: BaseException) -> BaseException:
+    text = getattr(error, "strerror", None) or str(error)
+    if text.startswith("cannot start a"):  # a thread: there are limits for users and cgroups
+        return UsageError(f"{text} (ulimit -u, pids.max); --threads takes fewer")
     if isinstance(error, OSError) and not isinstance(error, EdgeRTError):
-        return StorageError(error.strerror or str(error))
+        return StorageError(text)
     if type(error) is MemoryError:
-        return BudgetError("the system refused the memory that the budget allows")
+        return BudgetError(
+            "the system refuses memory that the budget allows (ulimit -v, ulimit -d)"
+        )
     return error
 
 

@@ -17,6 +17,7 @@ from edge_rt.errors import BudgetError, EdgeRTError
 from edge_rt.loaders.source import WeightSource
 from edge_rt.program import LOGITS, MatrixUse, Program, X
 from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
+from edge_rt.tokenizer.cost import tokenizer_bytes
 
 MIN_PASS_TOKENS = 64
 MAX_PASS_TOKENS = 256
@@ -120,7 +121,7 @@ class Planner:
     def __init__(self, source: WeightSource, program: Program, alignment: int) -> None:
         self.program = program
         self.alignment = alignment
-        self.tokenizer_peak, self.tokenizer_steady = budget.tokenizer_bytes(source)
+        self.tokenizer_peak, self.tokenizer_steady = tokenizer_bytes(source)
         self.template_bytes = _template_bytes(source)
         total = sum(m.n_bytes for m in program.matrices)
         ideal = 1 << (total // _TILES).bit_length()

@@ -169,7 +169,9 @@ class Pieces:
         for raw, index in entries:
             if index >= MAX_TOKENS or len(self._blob) > MAX_BLOB_BYTES:
                 raise stream.fail(f"a vocabulary with id {index} or so many bytes is too large")
-            self.add(raw if b"\\" not in raw else stream.text(raw).encode(), index)
+            if b"\\" in raw or not raw.isascii():
+                raw = stream.text(raw).encode()
+            self.add(raw, index)
         return len(self._ids)
 
     def add(self, piece: bytes, index: int) -> None:
