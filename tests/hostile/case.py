@@ -36,6 +36,7 @@ class Case:
     inspect: str = ""
     ram: str = "96M"
     runs_s: float = 2.0
+    prompt: str = "x"
 
     def __post_init__(self) -> None:
         assert self.expect in EXPECTATIONS and self.inspect in ("", *EXPECTATIONS)

@@ -20,7 +20,8 @@ COMMANDS = ("inspect", "plan", "generate")
 REFUSAL_S = 2.0
 INSPECT_BYTES = 64 << 20
 TIMEOUT_S = 20.0
-_PATH = re.compile(r"(?<![\w.])/[\w.+-]+/[^\s:'\"]*")
+_PATH = re.compile(r"(?<![\w.'])/[\w.+-]+/[^\s:'\"]*")
+_SLOW = "took"
 _UNITS = {"M": 10**6, "G": 10**9, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
@@ -49,7 +50,7 @@ def arguments(command: str, path: Path, case: Case) -> list[str]:
     more = {
         "inspect": ["--json"],
         "plan": ["--ram", case.ram, "--json"],
-        "generate": ["-p", "x", "-n", "2", "--ram", case.ram, "--json", "--threads", "1"],
+        "generate": ["-p", case.prompt, "-n", "2", "--ram", case.ram, "--json", "--threads", "1"],
     }
     return [command, str(path), *more[command]]
 
@@ -69,7 +70,7 @@ def judge(case: Case, command: str, done: dict[str, Any], home: str) -> Outcome:
     if command == "inspect":
         limit = REFUSAL_S
     if done["seconds"] > limit:
-        wrong.append(f"{done['seconds']:.1f} s")
+        wrong.append(f"{_SLOW} {done['seconds']:.1f} s")
     allowed = INSPECT_BYTES if command == "inspect" else size_of(case.ram)
     if done["peak"] > allowed:
         wrong.append(f"held {done['peak'] / (1 << 20):.0f} MiB")
@@ -91,7 +92,7 @@ def _wrong_output(command: str, out: str, code: int) -> Iterator[str]:
         tokens = value["tokens"]
         if not isinstance(value["text"], str) or not all(isinstance(t, int) for t in tokens):
             yield f"wrong output {out[:200]!r}"
-        if value["finish_reason"] == "length" and len(tokens) != 2:
+        if value["finish_reason"] == "length" and not 1 <= len(tokens) <= 2:
             yield f"{len(tokens)} tokens"
 
 
@@ -143,6 +144,16 @@ class Server:
         self.close()
 
 
+def _run_command(server: Server, case: Case, command: str, path: Path, home: str) -> Outcome:
+    """One command; again where only the clock is against it, for the machine may be busy."""
+    for left in (2, 1, 0):
+        outcome = judge(case, command, server.run(arguments(command, path, case)), home)
+        slow = [reason for reason in outcome.wrong if reason.startswith(_SLOW)]
+        if not left or not slow or len(slow) < len(outcome.wrong):
+            break
+    return outcome
+
+
 def run_case(server: Server, case: Case, root: Path) -> list[Outcome]:
     """All commands on one file, which is made in a folder of its own below ``root``."""
     folder = Path(tempfile.mkdtemp(dir=root))
@@ -151,7 +162,7 @@ def run_case(server: Server, case: Case, root: Path) -> list[Outcome]:
         # Whatever is refused before anything is planned is refused by the same code.
         plain = case.expect == REFUSED
         return [
-            judge(case, command, server.run(arguments(command, path, case)), str(folder))
+            _run_command(server, case, command, path, str(folder))
             for command in COMMANDS
             if not (plain and command == "plan")
         ]

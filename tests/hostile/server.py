@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import sys
@@ -26,6 +27,7 @@ from typing import Any, NoReturn
 from edge_rt.apps import cli, generate, inspect, plan  # noqa: F401
 from edge_rt.engine import Engine  # noqa: F401
 
+_MOST_BYTES = 3 << 30  # of address space
 _KEPT_BYTES = 1 << 16  # of what a command printed
 
 
@@ -42,6 +44,8 @@ def _child(arguments: list[str], out: int, err: int, report: int) -> NoReturn:
         null = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((null, 0), (out, 1), (err, 2)):
             os.dup2(source, target)
+        # A file that makes a child grow must not take the machine with it.
+        resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
         sys.argv = ["edge-rt", *arguments]
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
         try:
