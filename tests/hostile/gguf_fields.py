@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import gguf_builder as g
 from ..gguf_builder import CODES
-from .case import REFUSED, RUNS, USAGE, Case, patched
+from .case import EITHER, REFUSED, RUNS, USAGE, Case, patched
 from .small import PIECES, small, small_bytes
 
 
@@ -147,7 +147,8 @@ def _expected(field: Field, value: Any, edge: Any) -> tuple[str, str]:
     if not part:
         return _expected_value(key, edge)
     if part == "format" and edge == 1:
-        return RUNS, RUNS  # F16 needs less room than F32: other numbers, and a gap behind them
+        # F16 needs less room than F32: other numbers, finite ones or not, and a gap behind them.
+        return (RUNS if "norm" in name else EITHER), RUNS
     fewer = edge < value and edge > 0 and (part.startswith("dim ") or name == "tensor count")
     if fewer or (name == "tensor count" and edge == 0):
         return REFUSED, RUNS
