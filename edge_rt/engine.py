@@ -357,8 +357,8 @@ class Engine:
                     yield row + offset, offset
 
     def negative_log_likelihood(self, row: int, target: int) -> float:
-        """-ln p(target) of a logits row that `score_rows` just yielded; raises `ModelError` where the
-        row is no numbers."""
+        """-ln p(target) of a logits row that `score_rows` just yielded; raises `ModelError` where
+        it is no numbers."""
         self._check_logits(row)
         return self._running().negative_log_likelihood(row, target)
 

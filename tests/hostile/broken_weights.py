@@ -17,9 +17,17 @@ from .small import PIECES, shard, small, write_small_folder
 
 WIDE, ROWS = 256, len(PIECES)  # whole blocks of every format
 VALUES = {
-    "NaN": math.nan, "infinite": math.inf, "minus infinite": -math.inf, "3e38": 3e38,
-    "-3e38": -3e38, "1e20": 1e20, "zero": 0.0, "minus zero": -0.0, "denormal": 1e-42, "1e-30": 1e-30,
-}  # fmt: skip
+    "NaN": math.nan,
+    "infinite": math.inf,
+    "minus infinite": -math.inf,
+    "3e38": 3e38,
+    "-3e38": -3e38,
+    "1e20": 1e20,
+    "zero": 0.0,
+    "minus zero": -0.0,
+    "denormal": 1e-42,
+    "1e-30": 1e-30,
+}
 HARMLESS = ("zero", "minus zero", "denormal", "1e-30")
 
 

@@ -53,7 +53,9 @@ def _flipped() -> Iterator[Case]:
     rng = random.Random(7)
     whole, header = small_bytes(), len(small().header())
     for _ in range(_FLIPS):
-        changes = [(rng.randrange(4, header), rng.randrange(256)) for _ in range(rng.choice((1, 1, 2, 8)))]
+        changes = [
+            (rng.randrange(4, header), rng.randrange(256)) for _ in range(rng.choice((1, 1, 2, 8)))
+        ]
         name = ", ".join(f"{at} = {value}" for at, value in changes)
 
         def make(folder: Path, changes: list[tuple[int, int]] = changes) -> Path:
@@ -65,7 +67,11 @@ def _flipped() -> Iterator[Case]:
 
         yield Case("flipped bytes", f"m.gguf: {name}", EITHER, make, EITHER)
     length = len(shard().header())
-    for name, end in (("model.safetensors", 8 + length), ("tokenizer.json", 6000), ("config.json", 300)):
+    for name, end in (
+        ("model.safetensors", 8 + length),
+        ("tokenizer.json", 6000),
+        ("config.json", 300),
+    ):
         for _ in range(_FLIPS // 8):
             at, value = rng.randrange(8, end), rng.randrange(256)
 

@@ -121,9 +121,23 @@ def _rope() -> Iterator[Case]:
                 expect = _rope_expected(kind, key, value)
                 yield Case("rope", f"{kind} {key} = {value!r}", expect, make, RUNS)
     for kind in ("dynamic", "su", "mrope", "x" * 5000, "\x1b[2J", "linear\x00"):
-        yield Case("rope", f"kind {kind!r:.20}", REFUSED,
-                   with_config("rope_scaling", {"rope_type": kind, "factor": 2.0}), RUNS)  # fmt: skip
-    for factors in ([1.5], [1.0] * 3, [0.0, 1.0], [-1.0, 1.0], [NAN, 1.0], ["1", 1], [None, 1], [[1], 1]):
+        yield Case(
+            "rope",
+            f"kind {kind!r:.20}",
+            REFUSED,
+            with_config("rope_scaling", {"rope_type": kind, "factor": 2.0}),
+            RUNS,
+        )
+    for factors in (
+        [1.5],
+        [1.0] * 3,
+        [0.0, 1.0],
+        [-1.0, 1.0],
+        [NAN, 1.0],
+        ["1", 1],
+        [None, 1],
+        [[1], 1],
+    ):
         for key in ("short_factor", "long_factor"):
             whole = {"rope_type": "longrope", **kinds["longrope"], key: factors}
             yield Case("rope", f"longrope {key} = {factors!r}", REFUSED,
@@ -151,7 +165,7 @@ def _rope_expected(kind: str, key: str, value: Any) -> str:
     if key in ("mscale", "mscale_all_dim"):
         return RUNS if value is None or (number and value >= 0) else REFUSED
     if key == "attention_factor":
-        return RUNS if value is None or (number and 0 < value) else REFUSED
+        return RUNS if value is None or (number and value > 0) else REFUSED
     if key == "low_freq_factor":
         return RUNS if number and 0 < value < 4 else REFUSED
     if key == "high_freq_factor":
@@ -162,16 +176,29 @@ def _rope_expected(kind: str, key: str, value: Any) -> str:
 def _json_texts() -> Iterator[Case]:
     """What is no JSON object under the name of one."""
     texts: dict[str, bytes] = {
-        "empty": b"", "a list": b"[]", "a text": b'"x"', "null": b"null", "a number": b"1",
-        "cut off": b'{"model_type": "lla', "not UTF-8": b'{"a": "\xff"}', "UTF-16": '{"a": 1}'.encode("utf-16"),
-        "a BOM": b"\xef\xbb\xbf{}", "NULs": bytes(100), "deep arrays": b'{"a":' + b"[" * 10**5,
-        "deep objects": b'{"a":' * 10**5, "2 MiB": b'{"a": "' + b"x" * (2 << 20) + b'"}',
-        "a lone surrogate": b'{"a": "\\ud800"}', "a web page": b"<!DOCTYPE html><html>",
+        "empty": b"",
+        "a list": b"[]",
+        "a text": b'"x"',
+        "null": b"null",
+        "a number": b"1",
+        "cut off": b'{"model_type": "lla',
+        "not UTF-8": b'{"a": "\xff"}',
+        "UTF-16": '{"a": 1}'.encode("utf-16"),
+        "a BOM": b"\xef\xbb\xbf{}",
+        "NULs": bytes(100),
+        "deep arrays": b'{"a":' + b"[" * 10**5,
+        "deep objects": b'{"a":' * 10**5,
+        "2 MiB": b'{"a": "' + b"x" * (2 << 20) + b'"}',
+        "a lone surrogate": b'{"a": "\\ud800"}',
+        "a web page": b"<!DOCTYPE html><html>",
         "a pointer of LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-        "a pickle": b"\x80\x04\x95", "a zip": b"PK\x03\x04" + bytes(60),
-        "5000 digits": b'{"a": ' + b"9" * 5000 + b"}", "single quotes": b"{'a': 1}",
-        "a trailing comma": b'{"a": 1,}', "two objects": b"{}{}",
-    }  # fmt: skip
+        "a pickle": b"\x80\x04\x95",
+        "a zip": b"PK\x03\x04" + bytes(60),
+        "5000 digits": b'{"a": ' + b"9" * 5000 + b"}",
+        "single quotes": b"{'a': 1}",
+        "a trailing comma": b'{"a": 1,}',
+        "two objects": b"{}{}",
+    }
     for name in ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json",
                  "special_tokens_map.json"):  # fmt: skip
         for what, raw in texts.items():
@@ -180,7 +207,11 @@ def _json_texts() -> Iterator[Case]:
     for name in ("config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json",
                  "chat_template.jinja", "special_tokens_map.json"):  # fmt: skip
         for what in ("folder", "FIFO", "device", "loop", "dangling"):
-            optional = name in ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+            optional = name in (
+                "tokenizer_config.json",
+                "chat_template.jinja",
+                "special_tokens_map.json",
+            )
             # What is no file is not there, where it need not be.
             expect = RUNS if optional else REFUSED
             yield Case("folder texts", f"{name} is a {what}", expect, _special(name, what))
@@ -234,8 +265,13 @@ def _small_files() -> Iterator[Case]:
         yield Case("small files", f"added_tokens_decoder {number!r:.20}", expect, make, RUNS)
     for text in ("{{ 1/0 }}", "{% for", "{{ ''.__class__ }}", "x" * (2 << 20), "{{" * 5000, "\x00"):
         make = _with_json("tokenizer_config.json", {"chat_template": text})
-        yield Case("small files", f"chat_template {text[:20]!r}", RUNS if len(text) < 1 << 20 else REFUSED,
-                   make, RUNS)  # fmt: skip
+        yield Case(
+            "small files",
+            f"chat_template {text[:20]!r}",
+            RUNS if len(text) < 1 << 20 else REFUSED,
+            make,
+            RUNS,
+        )
         make = _with_file("chat_template.jinja", text.encode())
         yield Case("small files", f"chat_template.jinja {text[:20]!r}", RUNS, make, RUNS)
     make = _with_file("chat_template.jinja", b"\xff\xfe")

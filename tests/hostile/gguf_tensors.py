@@ -11,7 +11,7 @@ from edge_rt.quant.blocks import FORMATS, UNSUPPORTED
 from .. import gguf_builder as g
 from ..gguf_builder import GGUFBuilder, Tensor
 from .case import EITHER, REFUSED, RUNS, Case, Make
-from .small import FFN, HEADS, HEAD_DIM, HIDDEN, small
+from .small import FFN, HEAD_DIM, HEADS, HIDDEN, small
 
 NAMES = [t.name for t in small().tensors]
 EXTENTS = [len(t.data) for t in small().tensors]
@@ -79,7 +79,9 @@ def _shapes() -> Iterator[Case]:
             yield Case("shapes", f"{name} of {shape}, as many numbers", REFUSED, make, RUNS)
         for shape in ((*dims, 1), (*dims, 1, 1)):
             if len(shape) <= 4:
-                yield Case("shapes", f"{name} of {shape}", REFUSED, set_tensor(at, dims=shape), RUNS)
+                yield Case(
+                    "shapes", f"{name} of {shape}", REFUSED, set_tensor(at, dims=shape), RUNS
+                )
 
 
 def _offsets() -> Iterator[Case]:
@@ -108,7 +110,9 @@ def _offsets() -> Iterator[Case]:
             shift = EXTENTS[k] - 32
             if shift > 0:
                 make = set_tensor(k + 1, offset=starts[k] + shift)
-                yield Case("offsets", f"{NAMES[k + 1]} over the end of {name}", REFUSED, make, REFUSED)
+                yield Case(
+                    "offsets", f"{NAMES[k + 1]} over the end of {name}", REFUSED, make, REFUSED
+                )
 
 
 def _names() -> Iterator[Case]:
@@ -119,10 +123,23 @@ def _names() -> Iterator[Case]:
                 yield Case("names", f"{name} called {NAMES[other]}", REFUSED, make, REFUSED)
         yield Case("names", f"without {name}", REFUSED, changed(lambda b, k=at: b.tensors.pop(k)),
                    RUNS)  # fmt: skip
-        for new in ("", "x", name.upper(), f"{name}.", f" {name}", f"{name}\x00", "../../etc/passwd",
-                    "\x1b[31m", "blk.18446744073709551615.attn_q.weight", "blk.-1.attn_q.weight",
-                    "blk.00.attn_q.weight", "n" * 64):  # fmt: skip
-            yield Case("names", f"{name} called {new!r:.60}", REFUSED, set_tensor(at, name=new), RUNS)
+        for new in (
+            "",
+            "x",
+            name.upper(),
+            f"{name}.",
+            f" {name}",
+            f"{name}\x00",
+            "../../etc/passwd",
+            "\x1b[31m",
+            "blk.18446744073709551615.attn_q.weight",
+            "blk.-1.attn_q.weight",
+            "blk.00.attn_q.weight",
+            "n" * 64,
+        ):
+            yield Case(
+                "names", f"{name} called {new!r:.60}", REFUSED, set_tensor(at, name=new), RUNS
+            )
         for raw in (b"\xff\xfe", b"n" * 65, b"n" * 70000, b"\xc3"):
             make = set_tensor(at, name=raw)
             yield Case("names", f"{name} called {raw[:8]!r} of {len(raw)}", REFUSED, make, REFUSED)

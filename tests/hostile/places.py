@@ -25,27 +25,46 @@ def _zip() -> bytes:
 
 def _other_kinds() -> Iterator[Case]:
     contents: dict[str, bytes] = {
-        "empty": b"", "one byte": b"G", "three bytes": b"GGU", "only the magic": b"GGUF",
-        "zeros": bytes(4096), "ones": b"\xff" * 4096, "one MiB of zeros": bytes(1 << 20),
+        "empty": b"",
+        "one byte": b"G",
+        "three bytes": b"GGU",
+        "only the magic": b"GGUF",
+        "zeros": bytes(4096),
+        "ones": b"\xff" * 4096,
+        "one MiB of zeros": bytes(1 << 20),
         "a web page": b"<!DOCTYPE html><html><body>404</body></html>",
-        "a web page after spaces": b"\n\n  <html>", "an error in JSON": b'{"error": "not found"}',
-        "an error": b"Access denied", "a pickle": pickle.dumps({"a": 1}), "a zip": _zip(),
+        "a web page after spaces": b"\n\n  <html>",
+        "an error in JSON": b'{"error": "not found"}',
+        "an error": b"Access denied",
+        "a pickle": pickle.dumps({"a": 1}),
+        "a zip": _zip(),
         "a pointer of LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
-        "a GGML file": b"lmgg" + bytes(100), "a GGJT file": b"tjgg\3\0\0\0" + bytes(100),
-        "an ELF": b"\x7fELF" + bytes(100), "gzip": b"\x1f\x8b\x08" + bytes(100),
-        "safetensors": struct.pack("<Q", 2) + b"{}", "a script": b"#!/bin/sh\nrm -rf /\n",
-        "UTF-16": "GGUF".encode("utf-16"), "a GGUF after a BOM": b"\xef\xbb\xbf" + small_bytes(),
-        "a GGUF one byte late": b"\0" + small_bytes(), "a PNG": b"\x89PNG\r\n\x1a\n" + bytes(50),
-        "big-endian": b"FUGG" + bytes(64), "escapes": b"\x1b[2J\x1b[31m" * 10, "an ONNX": b"\x08\x07\x12\x07pytorch",
+        "a GGML file": b"lmgg" + bytes(100),
+        "a GGJT file": b"tjgg\3\0\0\0" + bytes(100),
+        "an ELF": b"\x7fELF" + bytes(100),
+        "gzip": b"\x1f\x8b\x08" + bytes(100),
+        "safetensors": struct.pack("<Q", 2) + b"{}",
+        "a script": b"#!/bin/sh\nrm -rf /\n",
+        "UTF-16": "GGUF".encode("utf-16"),
+        "a GGUF after a BOM": b"\xef\xbb\xbf" + small_bytes(),
+        "a GGUF one byte late": b"\0" + small_bytes(),
+        "a PNG": b"\x89PNG\r\n\x1a\n" + bytes(50),
+        "big-endian": b"FUGG" + bytes(64),
+        "escapes": b"\x1b[2J\x1b[31m" * 10,
+        "an ONNX": b"\x08\x07\x12\x07pytorch",
         "a checkpoint of Keras": b"\x89HDF\r\n\x1a\n" + bytes(50),
-    }  # fmt: skip
+    }
     for what, data in contents.items():
         for name in NAMES:
             if name == "m.safetensors":
                 # It stands for the folder that it lies in, which has no config.json.
-                yield Case("other kinds", f"{what} as {name}", REFUSED, file_of(data, name), REFUSED)
+                yield Case(
+                    "other kinds", f"{what} as {name}", REFUSED, file_of(data, name), REFUSED
+                )
             else:
-                yield Case("other kinds", f"{what} as {name}", REFUSED, file_of(data, name), REFUSED)
+                yield Case(
+                    "other kinds", f"{what} as {name}", REFUSED, file_of(data, name), REFUSED
+                )
 
 
 def _no_files() -> Iterator[Case]:
@@ -62,8 +81,12 @@ def _no_files() -> Iterator[Case]:
         wrong = REFUSED if as_folder else USAGE
         yield Case("no files", f"{name} is missing", USAGE, made(lambda _: None, name))
         yield Case("no files", f"{name} is a FIFO", wrong, made(os.mkfifo, name))
-        yield Case("no files", f"{name} links to itself", wrong, made(lambda p: p.symlink_to(p.name), name))
-        yield Case("no files", f"{name} links to nothing", wrong, made(lambda p: p.symlink_to("x"), name))
+        yield Case(
+            "no files", f"{name} links to itself", wrong, made(lambda p: p.symlink_to(p.name), name)
+        )
+        yield Case(
+            "no files", f"{name} links to nothing", wrong, made(lambda p: p.symlink_to("x"), name)
+        )
         for device in ("zero", "null", "random", "full", "tty"):
             make = made(lambda p, d=device: p.symlink_to(f"/dev/{d}"), name)
             yield Case("no files", f"{name} is /dev/{device}", wrong, make)
@@ -115,7 +138,13 @@ def _unusual_names() -> Iterator[Case]:
                  "..gguf", "\udcff.gguf", "m.tar.gz", "%s%n.gguf", "{0}.gguf"):  # fmt: skip
         for data, expect in ((small_bytes(), RUNS), (b"GGUF\3", REFUSED)):
             what = "a model" if expect == RUNS else "a damaged one"
-            yield Case("names of files", f"{what} called {name[:20]!a}", expect, file_of(data, name), expect)
+            yield Case(
+                "names of files",
+                f"{what} called {name[:20]!a}",
+                expect,
+                file_of(data, name),
+                expect,
+            )
 
     def linked(folder: Path) -> Path:
         (folder / "real").write_bytes(small_bytes())

@@ -62,13 +62,20 @@ def _lengths() -> Iterator[Case]:
              100_000_000, 100_000_001, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**62, 2**63 - 1, 2**63,
              2**64 - 8, 2**64 - 1)  # fmt: skip
     for n in edges:
-        yield Case("safetensors", f"a header of {n} bytes, really {length}", REFUSED,
-                   with_file(lambda n=n: pack(shard().header(), shard().data, n)), REFUSED)  # fmt: skip
+        yield Case(
+            "safetensors",
+            f"a header of {n} bytes, really {length}",
+            REFUSED,
+            with_file(lambda n=n: pack(shard().header(), shard().data, n)),
+            REFUSED,
+        )
     whole = file.pack()
     cuts = sorted({*range(0, 64), *range(64, length + 8, 16), length + 7, length + 8, length + 9,
                    size - 1, size // 2})  # fmt: skip
     for cut in cuts:
-        yield Case("safetensors", f"cut off at {cut} of {size}", REFUSED, with_file(whole[:cut]), REFUSED)
+        yield Case(
+            "safetensors", f"cut off at {cut} of {size}", REFUSED, with_file(whole[:cut]), REFUSED
+        )
     for more in (1, 8, 4096):
         yield Case("safetensors", f"{more} bytes too many", REFUSED, with_file(whole + bytes(more)),
                    REFUSED)  # fmt: skip
@@ -94,7 +101,19 @@ def _entries() -> Iterator[Case]:
         for value in odd:
             make = with_entries(lambda e, n=name, v=value: e.update({n: v}))
             yield Case("entries", f"{short} = {value!r:.40}", REFUSED, make, REFUSED)
-        for dtype in ("F64", "F16", "BF16", "I8", "U8", "I64", "BOOL", "F8_E4M3", "f32", "F32 ", "C64"):
+        for dtype in (
+            "F64",
+            "F16",
+            "BF16",
+            "I8",
+            "U8",
+            "I64",
+            "BOOL",
+            "F8_E4M3",
+            "f32",
+            "F32 ",
+            "C64",
+        ):
             make = with_entries(lambda e, n=name, d=dtype: e[n].update(dtype=d))
             yield Case("entries", f"{short} of dtype {dtype}", REFUSED, make, REFUSED)
         for dtype in ("I32", "U32"):  # as many bits
@@ -106,10 +125,23 @@ def _entries() -> Iterator[Case]:
             make = with_entries(lambda e, n=name, s=shape: e[n].update(shape=s))
             yield Case("entries", f"{short} of shape {shape!r:.40}", REFUSED, make, REFUSED)
         begin, end = entries[name]["data_offsets"]
-        for offsets in ([end, begin], [begin, end + 4], [begin + 4, end + 4], [begin, begin], [4, 4],
-                        [begin], [begin, end, end], [-begin - 4, end], [2**63, 2**63 + end - begin],
-                        [2**64 - 4, end], [begin + 0.0, end], [str(begin), end], [None, end],
-                        [begin, 2**63], [begin, 2**64 - 1]):  # fmt: skip
+        for offsets in (
+            [end, begin],
+            [begin, end + 4],
+            [begin + 4, end + 4],
+            [begin, begin],
+            [4, 4],
+            [begin],
+            [begin, end, end],
+            [-begin - 4, end],
+            [2**63, 2**63 + end - begin],
+            [2**64 - 4, end],
+            [begin + 0.0, end],
+            [str(begin), end],
+            [None, end],
+            [begin, 2**63],
+            [begin, 2**64 - 1],
+        ):
             make = with_entries(lambda e, n=name, o=offsets: e[n].update(data_offsets=o))
             yield Case("entries", f"{short} at {offsets!r:.50}", REFUSED, make, REFUSED)
         shape = entries[name]["shape"]
@@ -126,14 +158,19 @@ def _entries() -> Iterator[Case]:
         yield Case("entries", f"{one} over {two}", REFUSED, make, REFUSED)
     for dtype, scale in (("F16", 2), ("BF16", 2)):  # half the room: a hole in the data
         make = with_entries(lambda e, d=dtype: e[names[0]].update(dtype=d))
-        yield Case("entries", f"embedding of {dtype} in the room of F32 ({scale})", REFUSED, make, REFUSED)
+        yield Case(
+            "entries", f"embedding of {dtype} in the room of F32 ({scale})", REFUSED, make, REFUSED
+        )
 
 
 def _texts() -> Iterator[Case]:
     first = '"model.embed_tokens.weight":'
     deep = 100_000
     changes: dict[str, Callable[[str], str | bytes]] = {
-        "the first tensor twice": lambda t: t[:-1] + "," + t[t.index(first) : t.index("}", t.index(first)) + 1] + "}",
+        "the first tensor twice": lambda t: t[:-1]
+        + ","
+        + t[t.index(first) : t.index("}", t.index(first)) + 1]
+        + "}",
         "dtype twice": lambda t: t.replace('"dtype"', '"dtype": "F32", "dtype"', 1),
         "a tensor's name with escapes, twice": lambda t: t[:-1] + ',"model.norm\\u002eweight": '
         '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}',
@@ -190,8 +227,9 @@ def _texts() -> Iterator[Case]:
         "spaces behind it": lambda t: t + " " * 1000,
         "spaces everywhere": lambda t: t.replace(",", " ,\n\t ").replace(":", " : "),
         "another field of an entry": lambda t: t.replace('"dtype"', '"more": [1, {}], "dtype"', 1),
-        "an empty tensor nobody needs": lambda t: t[:-1]
-        + ',"x.rotary_emb.inv_freq":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}',
+        "an empty tensor nobody needs": lambda t: (
+            t[:-1] + ',"x.rotary_emb.inv_freq":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+        ),
         "without __metadata__": lambda t: "{" + t[t.index(first) :],
         "a name written in escapes": lambda t: t.replace("model.norm", "model\\u002enorm", 1),
     }
@@ -226,46 +264,106 @@ def _index() -> Iterator[Case]:
         return lambda _, index: index["weight_map"].update({"model.norm.weight": name})
 
     yield Case("index", "two shards", RUNS, split(lambda *_: None))
-    outside = ("../model.safetensors", "/etc/passwd", "/dev/zero", "a/b.safetensors", "", ".", "..",
-               "..\\model.safetensors", "model.bin", "\0.safetensors", "/model.safetensors", 1, None,
-               ["x"], {}, True, "x" * 5000, "missing.safetensors", "~/x.safetensors",
-               "file:///x.safetensors", "\x1b[2J.safetensors", ".safetensors")  # fmt: skip
+    outside = (
+        "../model.safetensors",
+        "/etc/passwd",
+        "/dev/zero",
+        "a/b.safetensors",
+        "",
+        ".",
+        "..",
+        "..\\model.safetensors",
+        "model.bin",
+        "\0.safetensors",
+        "/model.safetensors",
+        1,
+        None,
+        ["x"],
+        {},
+        True,
+        "x" * 5000,
+        "missing.safetensors",
+        "~/x.safetensors",
+        "file:///x.safetensors",
+        "\x1b[2J.safetensors",
+        ".safetensors",
+    )
     for name in outside:
         yield Case("index", f"every tensor in {name!r:.40}", REFUSED, split(all_to(name)), REFUSED)
         yield Case("index", f"one tensor in {name!r:.40}", REFUSED, split(one_to(name)), REFUSED)
     for name in names:
         yield Case("index", f"every tensor in {name}", REFUSED, split(all_to(name)), REFUSED)
-        yield Case("index", f"without {name}", REFUSED, split(lambda p, _, n=name: (p / n).unlink()),
-                   REFUSED)  # fmt: skip
-        yield Case("index", f"{name} is empty", REFUSED, split(lambda p, _, n=name: (p / n).write_bytes(b"")),
-                   REFUSED)  # fmt: skip
+        yield Case(
+            "index",
+            f"without {name}",
+            REFUSED,
+            split(lambda p, _, n=name: (p / n).unlink()),
+            REFUSED,
+        )
+        yield Case(
+            "index",
+            f"{name} is empty",
+            REFUSED,
+            split(lambda p, _, n=name: (p / n).write_bytes(b"")),
+            REFUSED,
+        )
         yield Case("index", f"{name} links to nothing", REFUSED,
                    split(lambda p, _, n=name: _link(p / n, "nothing")), REFUSED)  # fmt: skip
         yield Case("index", f"{name} links to itself", REFUSED,
                    split(lambda p, _, n=name: _link(p / n, n)), REFUSED)  # fmt: skip
-        yield Case("index", f"{name} is a folder", REFUSED,
-                   split(lambda p, _, n=name: ((p / n).unlink(), (p / n).mkdir())), REFUSED)  # fmt: skip
-        yield Case("index", f"{name} is a FIFO", REFUSED,
-                   split(lambda p, _, n=name: ((p / n).unlink(), os.mkfifo(p / n))), REFUSED)  # fmt: skip
+        yield Case(
+            "index",
+            f"{name} is a folder",
+            REFUSED,
+            split(lambda p, _, n=name: ((p / n).unlink(), (p / n).mkdir())),
+            REFUSED,
+        )
+        yield Case(
+            "index",
+            f"{name} is a FIFO",
+            REFUSED,
+            split(lambda p, _, n=name: ((p / n).unlink(), os.mkfifo(p / n))),
+            REFUSED,
+        )
         yield Case("index", f"{name} is a device", REFUSED,
                    split(lambda p, _, n=name: _link(p / n, "/dev/zero")), REFUSED)  # fmt: skip
     yield Case("index", "both shards are the first", REFUSED,
                split(lambda p, _: _link(p / names[1], names[0])), REFUSED)  # fmt: skip
     values: dict[str, str] = {
-        "empty": "", "an array": "[]", "a text": '"x"', "without a map": "{}", "deep": "[" * 10**5,
-        "an empty map": '{"weight_map": {}}', "a map that is a list": '{"weight_map": []}',
+        "empty": "",
+        "an array": "[]",
+        "a text": '"x"',
+        "without a map": "{}",
+        "deep": "[" * 10**5,
+        "an empty map": '{"weight_map": {}}',
+        "a map that is a list": '{"weight_map": []}',
         "two maps": '{"weight_map": {"a": "x.safetensors"}, "weight_map": {"a": "x.safetensors"}}',
-        "a map that is null": '{"weight_map": null}', "no end": '{"weight_map": {"a": "x.safetensors"',
-        "not JSON": "weights: x", "text behind": '{"weight_map": {"a": "x.safetensors"}} x',
-        "2000 files": json.dumps({"weight_map": {f"t{i}": f"m{i}.safetensors" for i in range(2000)}}),
-        "70000 tensors": json.dumps({"weight_map": {f"t{i}": "m.safetensors" for i in range(70000)}}),
-    }  # fmt: skip
+        "a map that is null": '{"weight_map": null}',
+        "no end": '{"weight_map": {"a": "x.safetensors"',
+        "not JSON": "weights: x",
+        "text behind": '{"weight_map": {"a": "x.safetensors"}} x',
+        "2000 files": json.dumps(
+            {"weight_map": {f"t{i}": f"m{i}.safetensors" for i in range(2000)}}
+        ),
+        "70000 tensors": json.dumps(
+            {"weight_map": {f"t{i}": "m.safetensors" for i in range(70000)}}
+        ),
+    }
     for what, text in values.items():
         yield Case("index", f"that is {what}", REFUSED, split(lambda _, __, t=text: t), REFUSED)
-    yield Case("index", "a tensor that is nowhere", REFUSED,
-               split(lambda _, i: i["weight_map"].update(x=names[0])), REFUSED)  # fmt: skip
-    yield Case("index", "with a tensor fewer", RUNS,
-               split(lambda _, i: i["weight_map"].pop("model.norm.weight") and None))  # fmt: skip
+    yield Case(
+        "index",
+        "a tensor that is nowhere",
+        REFUSED,
+        split(lambda _, i: i["weight_map"].update(x=names[0])),
+        REFUSED,
+    )
+    yield Case(
+        "index",
+        "with a tensor fewer",
+        RUNS,
+        split(lambda _, i: i["weight_map"].pop("model.norm.weight") and None),
+    )
     yield Case("index", "with a wrong total_size", RUNS,
                split(lambda _, i: i.update(metadata={"total_size": -1})))  # fmt: skip
     yield Case("index", "numbered shards need none", RUNS, _without_index(split(lambda *_: None)))
@@ -299,18 +397,36 @@ def _tensors() -> Iterator[Case]:
             return other.pack()
 
         yield Case("folder tensors", f"without {name}", REFUSED, with_file(without), RUNS)
-    for name in ("model.layers.1.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight_scale",
-                 "model.layers.0.block_sparse_moe.gate.weight", "lm_head.bias", "x", "blk.0.attn_q.weight",
-                 "token_embd.weight", "model.layers.99999999999999999999.mlp.up_proj.weight",
-                 "model.layers.-1.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.lora_A.weight",
-                 ".", "", "..weight", "model.layers.00.mlp.up_proj.weight"):  # fmt: skip
-        yield Case("folder tensors", f"with {name!r}", REFUSED,
-                   with_file(lambda n=name: shard().add(n, (HIDDEN,)).pack()), RUNS)  # fmt: skip
+    for name in (
+        "model.layers.1.mlp.up_proj.weight",
+        "model.layers.0.mlp.up_proj.weight_scale",
+        "model.layers.0.block_sparse_moe.gate.weight",
+        "lm_head.bias",
+        "x",
+        "blk.0.attn_q.weight",
+        "token_embd.weight",
+        "model.layers.99999999999999999999.mlp.up_proj.weight",
+        "model.layers.-1.mlp.up_proj.weight",
+        "model.layers.0.self_attn.q_proj.lora_A.weight",
+        ".",
+        "",
+        "..weight",
+        "model.layers.00.mlp.up_proj.weight",
+    ):
+        yield Case(
+            "folder tensors",
+            f"with {name!r}",
+            REFUSED,
+            with_file(lambda n=name: shard().add(n, (HIDDEN,)).pack()),
+            RUNS,
+        )
     for name in ("vision_tower.x.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"):
         yield Case("folder tensors", f"with {name}, which is left out", RUNS,
                    with_file(lambda n=name: shard().add(n, (HIDDEN,)).pack()))  # fmt: skip
     for raw in (struct.pack("<Q", 2) + b"{}", struct.pack("<Q", 8) + b"{}      "):
-        yield Case("folder tensors", f"no tensors in {len(raw)} bytes", REFUSED, with_file(raw), RUNS)
+        yield Case(
+            "folder tensors", f"no tensors in {len(raw)} bytes", REFUSED, with_file(raw), RUNS
+        )
 
 
 def cases() -> Iterator[Case]:

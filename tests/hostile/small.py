@@ -62,7 +62,9 @@ def _floats(rng: random.Random, n: int) -> bytes:
     return struct.pack(f"<{n}f", *(rng.uniform(-0.4, 0.4) for _ in range(n)))
 
 
-def weights(rows: int = len(PIECES), hidden: int = HIDDEN) -> dict[str, tuple[tuple[int, int], bytes]]:
+def weights(
+    rows: int = len(PIECES), hidden: int = HIDDEN
+) -> dict[str, tuple[tuple[int, int], bytes]]:
     """Random matrices of a layer and the embedding, by GGUF's names without ``.weight``."""
     rng = random.Random(11)
     shapes = {"token_embd": (rows, hidden), **MATRICES}
@@ -150,7 +152,17 @@ CONFIG: dict[str, Any] = {
     "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": True,
     "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 264,
 }  # fmt: skip
-RAW_PIECES = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "▁", "x", "▁x", "a", "xa"]
+RAW_PIECES = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    *(f"<0x{b:02X}>" for b in range(256)),
+    "▁",
+    "x",
+    "▁x",
+    "a",
+    "xa",
+]
 
 
 def shard(rows: int = len(RAW_PIECES)) -> Safetensors:

@@ -77,10 +77,21 @@ def cases() -> Iterator[Case]:
     for size in (1 << 20, GIB, 64 * GIB, TIB, 8 * TIB):
         yield Case("sparse", f"a small model with zeros up to {size}", RUNS, sparse(base, size))
         yield Case("sparse", f"nothing but {size} zeros", REFUSED, sparse(b"", size), REFUSED)
-        yield Case("sparse", f"magic and {size} zeros", REFUSED, sparse(b"GGUF\3\0\0\0", size), RUNS)
+        yield Case(
+            "sparse", f"magic and {size} zeros", REFUSED, sparse(b"GGUF\3\0\0\0", size), RUNS
+        )
     for size in (64 * GIB, 8 * TIB):  # counts that such a file could hold
-        for n_tensors, n_keys in ((65536, 0), (65537, 0), (0, 65536), (0, 65537), (2**32, 0), (0, 2**32),
-                                  (2**35, 2**35), (2**63, 2**63), (65536, 65536)):  # fmt: skip
+        for n_tensors, n_keys in (
+            (65536, 0),
+            (65537, 0),
+            (0, 65536),
+            (0, 65537),
+            (2**32, 0),
+            (0, 2**32),
+            (2**35, 2**35),
+            (2**63, 2**63),
+            (65536, 65536),
+        ):
             head = struct.pack("<4sIQQ", b"GGUF", 3, n_tensors, n_keys)
             yield Case("sparse", f"{n_tensors} tensors and {n_keys} keys in {size} zeros", REFUSED,
                        sparse(head, size), REFUSED)  # fmt: skip
@@ -106,16 +117,34 @@ def cases() -> Iterator[Case]:
         if heads > 1024:
             heads = 1024
         header, size = model(layers, hidden, ffn, heads=heads)
-        yield Case("sparse", f"a whole model of {what} ({size} bytes)", expect, sparse(header, size),
-                   RUNS, ram, 60.0)  # fmt: skip
-        yield Case("sparse", f"a byte less than {what}", REFUSED, sparse(header, size - 1), REFUSED, ram)
-    for rows, expect in ((1 << 20, RUNS), (1 << 24, BUDGET), (1 << 28, BUDGET), ((1 << 28) + 8, REFUSED),
-                         (1 << 36, REFUSED)):  # fmt: skip
+        yield Case(
+            "sparse",
+            f"a whole model of {what} ({size} bytes)",
+            expect,
+            sparse(header, size),
+            RUNS,
+            ram,
+            60.0,
+        )
+        yield Case(
+            "sparse", f"a byte less than {what}", REFUSED, sparse(header, size - 1), REFUSED, ram
+        )
+    for rows, expect in (
+        (1 << 20, RUNS),
+        (1 << 24, BUDGET),
+        (1 << 28, BUDGET),
+        ((1 << 28) + 8, REFUSED),
+        (1 << 36, REFUSED),
+    ):
         header, size = model(1, 32, 32, rows, heads=1)
-        yield Case("sparse", f"{rows} rows of embedding", expect, sparse(header, size), RUNS, "128M", 20.0)
+        yield Case(
+            "sparse", f"{rows} rows of embedding", expect, sparse(header, size), RUNS, "128M", 20.0
+        )
     for ctx in (1 << 20, 1 << 28):
         builder = small(**{"llama.context_length": (g.U32, ctx)})
-        yield Case("sparse", f"a context of {ctx}", RUNS, lambda f, b=builder: b.write(f / "m.gguf"))
+        yield Case(
+            "sparse", f"a context of {ctx}", RUNS, lambda f, b=builder: b.write(f / "m.gguf")
+        )
     for size in (8 + 2, GIB, TIB):
         for length in (2, 8, 1 << 20, 100_000_000):
 
@@ -125,8 +154,13 @@ def cases() -> Iterator[Case]:
                 os.truncate(path / "model.safetensors", size)
                 return path
 
-            yield Case("sparse", f"safetensors: {length} zeros of header in {size}", REFUSED, folder_of,
-                       REFUSED)  # fmt: skip
+            yield Case(
+                "sparse",
+                f"safetensors: {length} zeros of header in {size}",
+                REFUSED,
+                folder_of,
+                REFUSED,
+            )
     for name in ("config.json", "tokenizer.json", "generation_config.json", "tokenizer_config.json",
                  "model.safetensors.index.json"):  # fmt: skip
         for size in (GIB, TIB):
@@ -135,7 +169,9 @@ def cases() -> Iterator[Case]:
                 def large(folder: Path, n: str = name, s: int = size, b: bytes = space) -> Path:
                     path = write_small_folder(folder / "m")
                     if n.endswith("index.json"):
-                        (path / "model.safetensors").rename(path / "model-00001-of-00001.safetensors")
+                        (path / "model.safetensors").rename(
+                            path / "model-00001-of-00001.safetensors"
+                        )
                     (path / n).write_bytes(b)
                     os.truncate(path / n, s)
                     return path

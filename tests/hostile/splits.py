@@ -63,15 +63,32 @@ def cases() -> Iterator[Case]:
         yield case(f"part {give + 1} of three whole ones", RUNS, split(give=give))
         for missing in range(3):
             if missing != give:
-                yield case(f"part {give + 1} without part {missing + 1}", REFUSED,
-                           split(after=lambda f, m=missing: (f / name_of(m, 3)).unlink(), give=give))  # fmt: skip
+                yield case(
+                    f"part {give + 1} without part {missing + 1}",
+                    REFUSED,
+                    split(after=lambda f, m=missing: (f / name_of(m, 3)).unlink(), give=give),
+                )
     for n in (2, 9, 12):
         yield case(f"{n} parts", RUNS, split(n=n))
     edges: list[tuple[int, Any]] = [
-        (g.U16, 0), (g.U16, 1), (g.U16, 2), (g.U16, 4), (g.U16, 1024), (g.U16, 1025), (g.U16, 65535),
-        (g.I32, -1), (g.I32, 2**31 - 1), (g.U32, 2**32 - 1), (g.U64, 2**63), (g.U64, 2**64 - 1),
-        (g.I64, -(2**63)), (g.STRING, "3"), (g.F32, 3.0), (g.BOOL, 1), (g.ARRAY, g.Array(g.U16, [3])),
-    ]  # fmt: skip
+        (g.U16, 0),
+        (g.U16, 1),
+        (g.U16, 2),
+        (g.U16, 4),
+        (g.U16, 1024),
+        (g.U16, 1025),
+        (g.U16, 65535),
+        (g.I32, -1),
+        (g.I32, 2**31 - 1),
+        (g.U32, 2**32 - 1),
+        (g.U64, 2**63),
+        (g.U64, 2**64 - 1),
+        (g.I64, -(2**63)),
+        (g.STRING, "3"),
+        (g.F32, 3.0),
+        (g.BOOL, 1),
+        (g.ARRAY, g.Array(g.U16, [3])),
+    ]
     for key in ("split.no", "split.count", "split.tensors.count"):
         for at in range(3):
             for kind, value in edges:
@@ -84,19 +101,29 @@ def cases() -> Iterator[Case]:
                     same = value == at and kind == g.U16 and key == "split.no"
                     expect = RUNS if same else REFUSED
 
-                def change(p: Parts, a: int = at, k: str = key, t: int = kind, v: Any = value) -> None:
+                def change(
+                    p: Parts, a: int = at, k: str = key, t: int = kind, v: Any = value
+                ) -> None:
                     replace_key(p[a], k, t, v)
 
-                yield case(f"{key} of part {at + 1} = {text!r} of type {kind}", expect, split(change))
-            without = split(lambda p, a=at, k=key: setattr(p[a], "keys", [x for x in p[a].keys if x[0] != k]))
+                yield case(
+                    f"{key} of part {at + 1} = {text!r} of type {kind}", expect, split(change)
+                )
+            without = split(
+                lambda p, a=at, k=key: setattr(p[a], "keys", [x for x in p[a].keys if x[0] != k])
+            )
             expect = RUNS if key == "split.tensors.count" else REFUSED
             if at == 0 and key == "split.count":
                 yield case(f"without {key} in part 1", expect, without, RUNS)
             else:
                 yield case(f"without {key} in part {at + 1}", expect, without)
     for value in (0, 1):
-        yield case(f"split.count of part 1 = {value}", REFUSED,
-                   split(lambda p, v=value: replace_key(p[0], "split.count", g.U16, v)), RUNS)  # fmt: skip
+        yield case(
+            f"split.count of part 1 = {value}",
+            REFUSED,
+            split(lambda p, v=value: replace_key(p[0], "split.count", g.U16, v)),
+            RUNS,
+        )
 
     def twice(p: Parts) -> None:
         p[1].tensors.append(p[0].tensors[0])
@@ -107,8 +134,14 @@ def cases() -> Iterator[Case]:
     yield case("part 2 is another model's", REFUSED,
                split(lambda p: setattr(p[1], "tensors", small().tensors[:3])))  # fmt: skip
     yield case("part 2 is the first", REFUSED, split(lambda p: p.__setitem__(1, p[0])))
-    yield case("all parts are the first", REFUSED, split(lambda p: p.__setitem__(slice(1, 3), [p[0], p[0]])))
-    yield case("parts 2 and 3 exchanged", REFUSED, split(lambda p: p.__setitem__(slice(1, 3), p[:0:-1])))
+    yield case(
+        "all parts are the first",
+        REFUSED,
+        split(lambda p: p.__setitem__(slice(1, 3), [p[0], p[0]])),
+    )
+    yield case(
+        "parts 2 and 3 exchanged", REFUSED, split(lambda p: p.__setitem__(slice(1, 3), p[:0:-1]))
+    )
     yield case("the first is last", REFUSED, split(lambda p: p.reverse()))
     for number in range(3):
         name = name_of(number, 3)
@@ -124,8 +157,13 @@ def cases() -> Iterator[Case]:
         }.items():
             give = (number + 1) % 3
             yield case(f"part {number + 1} is {what}", REFUSED, split(after=after, give=give))
-    for given, expect in (("m.gguf", REFUSED), ("m-1-of-3.gguf", REFUSED), ("m-00001-of-00004.gguf", REFUSED),
-                          ("m-00002-of-00003.gguf", REFUSED), ("m-00001-of-00003.GGUF", REFUSED)):  # fmt: skip
+    for given, expect in (
+        ("m.gguf", REFUSED),
+        ("m-1-of-3.gguf", REFUSED),
+        ("m-00001-of-00004.gguf", REFUSED),
+        ("m-00002-of-00003.gguf", REFUSED),
+        ("m-00001-of-00003.GGUF", REFUSED),
+    ):
 
         def renamed(folder: Path, n: str = given) -> Path:
             path = split()(folder)

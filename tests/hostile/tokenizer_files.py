@@ -1,4 +1,4 @@
-"""tokenizer.json: each field of a wrong type, and vocabularies and merges that contradict another."""
+"""tokenizer.json: fields of wrong types, and vocabularies and merges that contradict another."""
 
 from __future__ import annotations
 
@@ -48,8 +48,13 @@ def _fields() -> Iterator[Case]:
     for key in raw_tokenizer():
         for value in WRONG:
             name = f"{key} = {value!r}"
-            yield Case("tokenizer.json", name, _top(key, value), raw(lambda t, k=key, v=value: t.update({k: v})),
-                       RUNS)  # fmt: skip
+            yield Case(
+                "tokenizer.json",
+                name,
+                _top(key, value),
+                raw(lambda t, k=key, v=value: t.update({k: v})),
+                RUNS,
+            )
         expect = REFUSED if key in ("model", "decoder", "normalizer") else RUNS
         yield Case("tokenizer.json", f"without {key}", expect, raw(lambda t, k=key: t.pop(k)), RUNS)
     for key in raw_tokenizer()["model"]:
@@ -62,16 +67,48 @@ def _fields() -> Iterator[Case]:
         yield Case("tokenizer.json", f"model type {kind!r:.20}", REFUSED, make, RUNS)
     for base, name in ((raw, "raw"), (pairs, "byte-level")):
         for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
-            for kind in ("Sequence", "Nothing", "ByteLevel", "Metaspace", "Replace", "Prepend", "Split",
-                         "NFC", "Strip", "ByteFallback", "TemplateProcessing", "Precompiled"):  # fmt: skip
+            for kind in (
+                "Sequence",
+                "Nothing",
+                "ByteLevel",
+                "Metaspace",
+                "Replace",
+                "Prepend",
+                "Split",
+                "NFC",
+                "Strip",
+                "ByteFallback",
+                "TemplateProcessing",
+                "Precompiled",
+            ):
                 make = base(lambda t, k=key, v=kind: t.update({k: {"type": v}}))
-                yield Case("components", f"{name} {key} only {kind}", _component(name, key, kind), make, RUNS)
+                yield Case(
+                    "components",
+                    f"{name} {key} only {kind}",
+                    _component(name, key, kind),
+                    make,
+                    RUNS,
+                )
             deep: Any = {"type": "Sequence", "pretokenizers": [], "normalizers": []}
             for _ in range(60):
-                deep = {k: [deep] for k in ("normalizers", "pretokenizers", "processors", "decoders")}
-                deep = {"type": "Sequence", **{k: v[:1] if k == {
-                    "normalizer": "normalizers", "pre_tokenizer": "pretokenizers",
-                    "post_processor": "processors", "decoder": "decoders"}[key] else [] for k, v in deep.items()}}  # fmt: skip
+                deep = {
+                    k: [deep] for k in ("normalizers", "pretokenizers", "processors", "decoders")
+                }
+                deep = {
+                    "type": "Sequence",
+                    **{
+                        k: v[:1]
+                        if k
+                        == {
+                            "normalizer": "normalizers",
+                            "pre_tokenizer": "pretokenizers",
+                            "post_processor": "processors",
+                            "decoder": "decoders",
+                        }[key]
+                        else []
+                        for k, v in deep.items()
+                    },
+                }
             make = base(lambda t, k=key, v=deep: t.update({k: v}))
             yield Case("components", f"{name} {key} nested 60 deep", REFUSED, make, RUNS)
 
@@ -90,8 +127,13 @@ def _top(key: str, value: Any) -> str:
 
 def _model(key: str, value: Any) -> str:
     if key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        return RUNS if value is None or (key == "dropout" and value == 0 and value is not False) or (
-            key != "dropout" and value == "") else REFUSED  # fmt: skip
+        return (
+            RUNS
+            if value is None
+            or (key == "dropout" and value == 0 and value is not False)
+            or (key != "dropout" and value == "")
+            else REFUSED
+        )
     if key == "byte_fallback":
         return RUNS if value is True else REFUSED
     if key in ("unk_token", "fuse_unk"):
@@ -115,8 +157,26 @@ def _vocabulary() -> Iterator[Case]:
     def vocab(change: Change) -> Make:
         return raw(lambda t: change(t["model"]["vocab"]))
 
-    for index in (-1, 0, 1, 262, 264, 300, 70000, 2**22 - 1, 2**22, 2**31, 2**32, 2**63, 2**64, 1.0, "263",
-                  None, True, [263]):  # fmt: skip
+    for index in (
+        -1,
+        0,
+        1,
+        262,
+        264,
+        300,
+        70000,
+        2**22 - 1,
+        2**22,
+        2**31,
+        2**32,
+        2**63,
+        2**64,
+        1.0,
+        "263",
+        None,
+        True,
+        [263],
+    ):
         expect = REFUSED
         if index in (264, 300) and type(index) is int:
             expect = REFUSED  # beyond the embedding
@@ -127,7 +187,17 @@ def _vocabulary() -> Iterator[Case]:
     yield Case("ids", "two tokens of one id", REFUSED, vocab(lambda v: v.update(xa=v["a"])), RUNS)
     yield Case("ids", "all of id 0", REFUSED, vocab(lambda v: v.update(dict.fromkeys(v, 0))), RUNS)
     yield Case("ids", "no tokens", REFUSED, vocab(lambda v: v.clear()), RUNS)
-    for piece in ("", "\x00", "\n", "\u202e", "y" * (1 << 19), "\U0010ffff", "<0x-1>", "<0xZZ>", " "):
+    for piece in (
+        "",
+        "\x00",
+        "\n",
+        "\u202e",
+        "y" * (1 << 19),
+        "\U0010ffff",
+        "<0x-1>",
+        "<0xZZ>",
+        " ",
+    ):
         # One token more than the embedding has rows.
         expect = REFUSED
         yield Case("ids", f"with {piece!r:.20} of {len(piece)}", expect,
@@ -138,11 +208,37 @@ def _vocabulary() -> Iterator[Case]:
             v[p] = 263
 
         # A merge names the piece that is gone.
-        yield Case("ids", f"{piece!r:.20} of {len(piece)} for a merged one", REFUSED, vocab(renamed), RUNS)
-    for merges in (["▁ x"], ["x"], [""], [" "], ["▁  x"], ["▁ x a"], ["q q"], ["a ▁"], [["▁", "x"]],
-                   [["▁"]], [["▁", "x", "a"]], [[]], [None], [1], [["▁", 1]], [["▁", None]], [[["▁"], "x"]],
-                   [{}], ["▁ x"] * 100_000, [["q", "q"]], ["\ud800 x"], ["▁ x", ["x", "a"]],
-                   ["x" * (1 << 19) + " a"], [["", "x"]], [["x", ""]], ["x \x00"]):  # fmt: skip
+        yield Case(
+            "ids", f"{piece!r:.20} of {len(piece)} for a merged one", REFUSED, vocab(renamed), RUNS
+        )
+    for merges in (
+        ["▁ x"],
+        ["x"],
+        [""],
+        [" "],
+        ["▁  x"],
+        ["▁ x a"],
+        ["q q"],
+        ["a ▁"],
+        [["▁", "x"]],
+        [["▁"]],
+        [["▁", "x", "a"]],
+        [[]],
+        [None],
+        [1],
+        [["▁", 1]],
+        [["▁", None]],
+        [[["▁"], "x"]],
+        [{}],
+        ["▁ x"] * 100_000,
+        [["q", "q"]],
+        ["\ud800 x"],
+        ["▁ x", ["x", "a"]],
+        ["x" * (1 << 19) + " a"],
+        [["", "x"]],
+        [["x", ""]],
+        ["x \x00"],
+    ):
         good = merges[0] in ("▁ x", ["▁", "x"])
         short = repr(merges) if len(repr(merges)) < 40 else f"{repr(merges)[:20]}… {len(merges)}"
         make = raw(lambda t, m=merges: t["model"].update(merges=m))
@@ -152,18 +248,37 @@ def _vocabulary() -> Iterator[Case]:
 def _added_tokens() -> Iterator[Case]:
     fields: dict[str, list[Any]] = {
         "id": [-1, 3, 263, 264, 300, 2**22, 2**31, 2**64, 1.0, "1", None, True, []],
-        "content": ["", "x", "a", "\x00", "<0x41>", "y" * 300_000, "z" * (2 << 20), 1, None, [], "\ud800"],
+        "content": [
+            "",
+            "x",
+            "a",
+            "\x00",
+            "<0x41>",
+            "y" * 300_000,
+            "z" * (2 << 20),
+            1,
+            None,
+            [],
+            "\ud800",
+        ],
         "special": [None, 1, "yes", [], False],
-        "lstrip": [None, 1, True], "rstrip": [None, 1, True], "normalized": [None, "x", True],
+        "lstrip": [None, 1, True],
+        "rstrip": [None, 1, True],
+        "normalized": [None, "x", True],
         "single_word": [None, 0, True],
-    }  # fmt: skip
+    }
     for key, values in fields.items():
         for value in values:
             make = raw(lambda t, k=key, v=value: t["added_tokens"][1].update({k: v}))
             yield Case("added tokens", f"{key} = {value!r:.30}", _added(key, value), make, RUNS)
         make = raw(lambda t, k=key: t["added_tokens"][1].pop(k))
-        yield Case("added tokens", f"without {key}", REFUSED if key in ("id", "content") else RUNS, make,
-                   RUNS)  # fmt: skip
+        yield Case(
+            "added tokens",
+            f"without {key}",
+            REFUSED if key in ("id", "content") else RUNS,
+            make,
+            RUNS,
+        )
     extra: dict[str, tuple[list[Any], str]] = {
         "one more": ([added("<|more|>", 264, True)], RUNS),  # special: no text becomes it
         "one that is ordinary": ([added("<|more|>", 264, False)], RUNS),
@@ -172,12 +287,17 @@ def _added_tokens() -> Iterator[Case]:
         "two of one id": ([added("<|a|>", 264, True), added("<|b|>", 264, True)], REFUSED),
         "16000": ([added(f"<|{i}|>", 264 + i, True) for i in range(16000)], RUNS),
         "17000": ([added(f"<|{i}|>", 264 + i, True) for i in range(17000)], REFUSED),
-        "16000 that begin alike": ([added("<" * 200 + f"{i}", 264 + i, True) for i in range(16000)], RUNS),
+        "16000 that begin alike": (
+            [added("<" * 200 + f"{i}", 264 + i, True) for i in range(16000)],
+            RUNS,
+        ),
         "16000 lengths": ([added("x" * (i + 2), 264 + i, False) for i in range(4000)], RUNS),
         "one of 900 KiB": ([added("z" * 900_000, 264, True)], RUNS),
         "spaces only": ([added("   ", 264, True)], RUNS),
-        "no object": ([1], REFUSED), "null": ([None], REFUSED), "a list": ([[]], REFUSED),
-    }  # fmt: skip
+        "no object": ([1], REFUSED),
+        "null": ([None], REFUSED),
+        "a list": ([[]], REFUSED),
+    }
     for what, (more, expect) in extra.items():
         make = raw(lambda t, m=more: t["added_tokens"].extend(m))
         yield Case("added tokens", what, expect, make, RUNS)
@@ -193,18 +313,40 @@ def _added(key: str, value: Any) -> str:
 def _patterns() -> Iterator[Case]:
     """Expressions that a backtracking engine never ends with, and ones that are no expressions."""
     patterns = {
-        "(a+)+$": RUNS, "(a|a)*b": RUNS, "(x+x+)+y": RUNS, "((x*)*)*y": RUNS, "(?:x?){60}x{60}": EITHER,
-        r"(\w+\s?)*$": RUNS, "x{1,100000}": EITHER, "x{99999999}": EITHER, "(((x{100}){100}){100}){100}": EITHER,
-        "(": REFUSED, "[": REFUSED, "*": EITHER, "(?<=x*)y": EITHER, r"\p{Nothing}": EITHER, "(?P<": EITHER,
-        "": EITHER, "\x00": EITHER, "(?i)" * 5000: EITHER, "(" * 5000 + ")" * 5000: EITHER,
-        "x" * 100_000: EITHER, r"(x)\1*\1*\1*y": EITHER, "(?R)": EITHER, r"\G": EITHER,
-    }  # fmt: skip
+        "(a+)+$": RUNS,
+        "(a|a)*b": RUNS,
+        "(x+x+)+y": RUNS,
+        "((x*)*)*y": RUNS,
+        "(?:x?){60}x{60}": EITHER,
+        r"(\w+\s?)*$": RUNS,
+        "x{1,100000}": EITHER,
+        "x{99999999}": EITHER,
+        "(((x{100}){100}){100}){100}": EITHER,
+        "(": REFUSED,
+        "[": REFUSED,
+        "*": EITHER,
+        "(?<=x*)y": EITHER,
+        r"\p{Nothing}": EITHER,
+        "(?P<": EITHER,
+        "": EITHER,
+        "\x00": EITHER,
+        "(?i)" * 5000: EITHER,
+        "(" * 5000 + ")" * 5000: EITHER,
+        "x" * 100_000: EITHER,
+        r"(x)\1*\1*\1*y": EITHER,
+        "(?R)": EITHER,
+        r"\G": EITHER,
+    }
     for pattern, expect in patterns.items():
         parts = {
-            "pre_tokenizer": {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
-                              "invert": False},
+            "pre_tokenizer": {
+                "type": "Split",
+                "pattern": {"Regex": pattern},
+                "behavior": "Isolated",
+                "invert": False,
+            },
             "normalizer": {"type": "Replace", "pattern": {"Regex": pattern}, "content": "x"},
-        }  # fmt: skip
+        }
         for key, part in parts.items():
 
             def change(t: dict[str, Any], k: str = key, p: Any = part) -> None:
@@ -214,7 +356,9 @@ def _patterns() -> Iterator[Case]:
                 else:
                     t[k] = p
 
-            yield Case("patterns", f"{key} {pattern[:24]!r} of {len(pattern)}", expect, pairs(change), RUNS)
+            yield Case(
+                "patterns", f"{key} {pattern[:24]!r} of {len(pattern)}", expect, pairs(change), RUNS
+            )
             yield Case("patterns", f"raw {key} {pattern[:24]!r} of {len(pattern)}", REFUSED,
                        raw(lambda t, k=key, p=part: t.update({k: p})), RUNS)  # fmt: skip
 
@@ -226,23 +370,44 @@ def _growing() -> Iterator[Case]:
                              (10**6, 1, REFUSED)):  # fmt: skip
         step = {"type": "Replace", "pattern": {"String": "x"}, "content": "x" * times}
         many = {"type": "Sequence", "normalizers": [step] * n}
-        yield Case("growing", f"byte-level x{times}, {n} times", expect,
-                   pairs(lambda t, m=many: t.update(normalizer=m)), RUNS, prompt="x" * 7)  # fmt: skip
+        yield Case(
+            "growing",
+            f"byte-level x{times}, {n} times",
+            expect,
+            pairs(lambda t, m=many: t.update(normalizer=m)),
+            RUNS,
+            prompt="x" * 7,
+        )
 
         def change(t: dict[str, Any], n: int = n, step: Any = step) -> None:
             t["normalizer"]["normalizers"].extend([step] * n)
 
         # Short texts may grow by more.
         grown = expect if times**n < 1000 else REFUSED
-        yield Case("growing", f"raw x{times}, {n} times", USAGE if grown == REFUSED and times**n < 140
-                   else grown, raw(change), RUNS, prompt="x" * 7)  # fmt: skip
-    for prefix, expect in (("", RUNS), ("▁", RUNS), ("\x00", RUNS), ("x" * 50, RUNS), ("x" * 65, REFUSED),
-                           ("x" * 1000, REFUSED), ("x" * 500_000, REFUSED)):  # fmt: skip
+        yield Case(
+            "growing",
+            f"raw x{times}, {n} times",
+            USAGE if grown == REFUSED and times**n < 140 else grown,
+            raw(change),
+            RUNS,
+            prompt="x" * 7,
+        )
+    for prefix, expect in (
+        ("", RUNS),
+        ("▁", RUNS),
+        ("\x00", RUNS),
+        ("x" * 50, RUNS),
+        ("x" * 65, REFUSED),
+        ("x" * 1000, REFUSED),
+        ("x" * 500_000, REFUSED),
+    ):
 
         def prepend(t: dict[str, Any], p: str = prefix) -> None:
             t["normalizer"]["normalizers"][0]["prepend"] = p
 
-        yield Case("growing", f"a prefix of {len(prefix)} {prefix[:1]!r}", expect, raw(prepend), RUNS)
+        yield Case(
+            "growing", f"a prefix of {len(prefix)} {prefix[:1]!r}", expect, raw(prepend), RUNS
+        )
 
 
 def _texts() -> Iterator[Case]:
@@ -257,13 +422,19 @@ def _texts() -> Iterator[Case]:
         "merges before vocab": (_merges_first, RUNS),
         "the model first": (_model_first, RUNS),
         "a token twice": (lambda t: t.replace('"a": 262', '"a": 262, "a": 262'), REFUSED),
-        "a token twice, once in escapes": (lambda t: t.replace('"a": 262', '"a": 262, "\\u0061": 262'), REFUSED),
+        "a token twice, once in escapes": (
+            lambda t: t.replace('"a": 262', '"a": 262, "\\u0061": 262'),
+            REFUSED,
+        ),
         "a number of 30 digits": (lambda t: t.replace(": 262", ": " + "9" * 30), REFUSED),
         "a number with a point": (lambda t: t.replace(": 262", ": 262.0"), REFUSED),
         "a leading zero": (lambda t: t.replace(": 262", ": 0262"), EITHER),
         "text behind it": (lambda t: t + "x", REFUSED),
         "unknown members": (lambda t: t[:-1] + ',"x": [[[1, {"y": null}]]]}', RUNS),
-        "unknown members, 100000 deep": (lambda t: t[:-1] + ',"x": ' + "[" * 10**5 + "]" * 10**5 + "}", REFUSED),
+        "unknown members, 100000 deep": (
+            lambda t: t[:-1] + ',"x": ' + "[" * 10**5 + "]" * 10**5 + "}",
+            REFUSED,
+        ),
         "300000 unknown values": (lambda t: t[:-1] + ',"x": [' + "1," * 300_000 + "1]}", REFUSED),
         "a lone surrogate": (lambda t: t.replace('"a": 262', '"\\ud800": 262'), REFUSED),
         "half an escape": (lambda t: t.replace('"a": 262', '"\\u00": 262'), REFUSED),
@@ -272,7 +443,7 @@ def _texts() -> Iterator[Case]:
         "1e999": (lambda t: t.replace('"dropout": null', '"dropout": 1e999'), REFUSED),
         "not UTF-8": (lambda t: t.encode().replace(b'"a": 262', b'"\xff": 262'), REFUSED),
         "8 MiB of white space": (lambda t: t.replace("{", "{" + " " * (8 << 20), 1), RUNS),
-    }  # fmt: skip
+    }
     for what, (change, expect) in changes.items():
         yield Case("tokenizer text", what, expect, text(change), RUNS)
 

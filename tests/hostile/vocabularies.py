@@ -59,7 +59,9 @@ def _tokens() -> Iterator[Case]:
             expect = RUNS
             make = pieces([*base, raw], [2, 3, 3, *[1] * 5, kind])
             yield Case("vocabulary", f"a token of {what}, type {kind}", expect, make)
-    yield Case("vocabulary", "a token of more than 1 MiB", REFUSED, pieces([*base, b"y" * (MIB + 9)]))
+    yield Case(
+        "vocabulary", "a token of more than 1 MiB", REFUSED, pieces([*base, b"y" * (MIB + 9)])
+    )
     for n in (1, 2, 33):  # together more than the blob may have
         expect = RUNS if n < 32 else REFUSED
         many: list[Any] = [bytes([97 + i % 26]) * (MIB - i) for i in range(n)]
@@ -74,7 +76,9 @@ def _tokens() -> Iterator[Case]:
     yield Case("vocabulary", "no token for what is asked, none unknown", REFUSED,
                pieces(["<unk>", "<s>", "</s>", "q"],
                       **{"tokenizer.ggml.unknown_token_id": (g.U32, 2**32 - 1)}))  # fmt: skip
-    yield Case("vocabulary", "no token for what is asked", RUNS, pieces(["<unk>", "<s>", "</s>", "q"]))
+    yield Case(
+        "vocabulary", "no token for what is asked", RUNS, pieces(["<unk>", "<s>", "</s>", "q"])
+    )
     yield Case("vocabulary", "no tokens", REFUSED, pieces([], [], []))
     for n in (1, 2, 3):
         yield Case("vocabulary", f"{n} tokens", RUNS if n > 2 else REFUSED,
@@ -103,16 +107,24 @@ def _lengths() -> Iterator[Case]:
                 replace_key(builder, f"tokenizer.ggml.{k}", g.ARRAY, Array(kind, list(v)))
             return builder.write(folder / "m.gguf")
 
-        yield Case("vocabulary", f"{n} tokens, 8 rows of embedding", RUNS if n < 8 else REFUSED, other)
+        yield Case(
+            "vocabulary", f"{n} tokens, 8 rows of embedding", RUNS if n < 8 else REFUSED, other
+        )
     for kind in (0, 7, 8, 255, 256, -1, 2**31 - 1, -(2**31)):
         for at in (0, 4, 7):
             types = [2, 3, 3, 1, 1, 1, 1, 1]
             types[at] = kind
-            yield Case("vocabulary", f"token {at} of type {kind}", REFUSED, pieces(list(PIECES), types))
+            yield Case(
+                "vocabulary", f"token {at} of type {kind}", REFUSED, pieces(list(PIECES), types)
+            )
     for kind in range(1, 6):
-        yield Case("vocabulary", f"all tokens of type {kind}", RUNS, pieces(list(PIECES), [kind] * 8))
+        yield Case(
+            "vocabulary", f"all tokens of type {kind}", RUNS, pieces(list(PIECES), [kind] * 8)
+        )
     for score in (math.inf, -math.inf, 3.4e38, -3.4e38, 1e-45, -0.0):
-        yield Case("vocabulary", f"all scores {score}", RUNS, pieces(list(PIECES), scores=[score] * 8))
+        yield Case(
+            "vocabulary", f"all scores {score}", RUNS, pieces(list(PIECES), scores=[score] * 8)
+        )
     for at in range(8):
         scores = [0.0] * 8
         scores[at] = math.nan
@@ -137,21 +149,36 @@ def _special_ids() -> Iterator[Case]:
     every = {f"tokenizer.ggml.{name}_token_id": (g.U32, 4) for name in read}
     yield Case("special ids", "all of them one token", RUNS, pieces(list(PIECES), **every))
     no_bos = {"tokenizer.ggml.bos_token_id": (g.U32, 2**32 - 1)}
-    yield Case("special ids", "a BOS is wanted and there is none", RUNS, pieces(list(PIECES), **no_bos))
+    yield Case(
+        "special ids", "a BOS is wanted and there is none", RUNS, pieces(list(PIECES), **no_bos)
+    )
 
 
 def _merges() -> Iterator[Case]:
     letters = letters_of_bytes()
     good = ["x a", "xa x"]
     wrong = {
-        "empty": "", "one piece": "xa", "a space": " ", "two spaces": "x  a", "three pieces": "x a x",
-        "a space before": " x a", "a space after": "x a ", "unknown left": "q1 a",
-        "unknown right": "x zz", "unknown result": "a x", "a tab": "x\ta", "a NUL": "x a\0",
-        "not UTF-8": b"x \xff", "an escape": "\x1b[2J a", "64 KiB": "x " + "a" * 65536,
-    }  # fmt: skip
+        "empty": "",
+        "one piece": "xa",
+        "a space": " ",
+        "two spaces": "x  a",
+        "three pieces": "x a x",
+        "a space before": " x a",
+        "a space after": "x a ",
+        "unknown left": "q1 a",
+        "unknown right": "x zz",
+        "unknown result": "a x",
+        "a tab": "x\ta",
+        "a NUL": "x a\0",
+        "not UTF-8": b"x \xff",
+        "an escape": "\x1b[2J a",
+        "64 KiB": "x " + "a" * 65536,
+    }
     for what, merge in wrong.items():
         yield Case("merges", f"one that is {what}", REFUSED, pairs(merges=[*good, merge]), RUNS)
-    yield Case("merges", "one of 1 MiB", REFUSED, pairs(merges=[*good, "x " + "a" * (MIB - 2)]), RUNS)
+    yield Case(
+        "merges", "one of 1 MiB", REFUSED, pairs(merges=[*good, "x " + "a" * (MIB - 2)]), RUNS
+    )
     yield Case("merges", "one of more than 1 MiB", REFUSED, pairs(merges=[*good, "a" * (MIB + 1)]))
     yield Case("merges", "none", RUNS, pairs(merges=[]))
     yield Case("merges", "the same twice", RUNS, pairs(merges=[*good, *good]))
@@ -167,14 +194,20 @@ def _merges() -> Iterator[Case]:
     for at in (0, 32, 120, 255):  # "x" is letter 120
         fewer = [*letters[:at], *letters[at + 1 :], "<|end|>", "xa", "xax"]
         expect = REFUSED if at in (120,) else RUNS
-        yield Case("merges", f"no token for the byte {at}", expect, pairs(pieces=fewer, merges=good))
+        yield Case(
+            "merges", f"no token for the byte {at}", expect, pairs(pieces=fewer, merges=good)
+        )
     keys = {"tokenizer.ggml.eos_token_id": (g.U32, 1)}
     nothing = ["<|end|>", "q"]
-    yield Case("merges", "no token for any byte", USAGE, pairs(pieces=nothing, merges=[], **keys), RUNS)
+    yield Case(
+        "merges", "no token for any byte", USAGE, pairs(pieces=nothing, merges=[], **keys), RUNS
+    )
     for pre in ("", "default", "no-such", "x" * 5000, "\x1b[2J", "gpt-2\0", "GPT-2", "bert-bge"):
         known = pre in ("default",)
         expect = RUNS if known else REFUSED
-        yield Case("merges", f"pre-tokenizer {pre[:20]!r} of {len(pre)}", expect, pairs(pre=pre), RUNS)
+        yield Case(
+            "merges", f"pre-tokenizer {pre[:20]!r} of {len(pre)}", expect, pairs(pre=pre), RUNS
+        )
     yield Case("merges", "without a pre-tokenizer", REFUSED, pairs(**{"tokenizer.ggml.pre": None}))
     for model in ("bert", "t5", "rwkv", "plamo2", "none", "no_vocab", "", "GPT2", "x" * 9999):
         make = pairs(**{"tokenizer.ggml.model": (g.STRING, model)})
@@ -202,7 +235,9 @@ def _many() -> Iterator[Case]:
         def make(folder: Path) -> Path:
             builder = small()
             raw = b"".join(g.string(b"%x" % i) for i in range(n))
-            replace_key(builder, "tokenizer.ggml.tokens", g.ARRAY, Array(g.STRING, length=n, raw=raw))
+            replace_key(
+                builder, "tokenizer.ggml.tokens", g.ARRAY, Array(g.STRING, length=n, raw=raw)
+            )
             for key, kind, size in (("scores", g.F32, 4), ("token_type", g.I32, 4)):
                 one = b"\1\0\0\0" if key == "token_type" else bytes(4)
                 array = Array(kind, length=n, raw=one * n)
