@@ -115,7 +115,8 @@ class Engine:
     loading.
 
     Raises `BudgetError` before anything is loaded if the budget cannot hold the model, `ModelError`
-    for files that are damaged or not supported, `UsageError` for impossible settings and
+    for files that are damaged or not supported (and later, from requests, where damaged weights
+    give logits that are no numbers), `UsageError` for impossible settings and
     `StorageError` when reading fails. One thread at a time; a second one is refused.
     """
 
@@ -360,8 +361,17 @@ class Engine:
                     yield row + offset, offset
 
     def negative_log_likelihood(self, row: int, target: int) -> float:
-        """-ln p(target) of a logits row that `score_rows` just yielded."""
+        """-ln p(target) of a logits row that `score_rows` just yielded; raises `ModelError` where
+        it is no numbers."""
+        self._check_logits(row)
         return self._running().negative_log_likelihood(row, target)
+
+    def _check_logits(self, row: int) -> None:
+        if not self._running().logits_are_finite(row):
+            raise self.source.fail(
+                f"after {len(self._history)} tokens its logits are not finite: the weights are "
+                "damaged (NaN, infinite or far too large)"
+            )
 
     def logits_bytes(self, row: int = 0) -> bytes:
         """The float32 logits of a row as bytes (little-endian where we run)."""
@@ -374,8 +384,10 @@ class Engine:
         prompt: Sequence[int] = (),
         generated: Sequence[int] = (),
     ) -> int:
-        """Draw the next token from logits row 0, which is changed by it."""
+        """Draw the next token from logits row 0, which is changed by it; raises `ModelError` where
+        it is no numbers."""
         assert self._arena is not None
+        self._check_logits(0)
         window = sampling.penalty_window
         missing = window - len(generated)
         history = list(prompt[-missing:]) if missing > 0 else []

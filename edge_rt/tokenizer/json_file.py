@@ -213,7 +213,9 @@ class Pieces:
                     types[index] = CONTROL
                     yield b"[unused %d]" % index
 
-        return Vocabulary(pieces(), n_tokens, types)
+        # Names of ids without a piece may be more bytes than there are now.
+        n_bytes = len(self._blob) + sum(map(len, contents.values()))
+        return Vocabulary(pieces(), n_tokens, types, n_bytes)
 
 
 def pair(stream: JsonStream, one: bytes, two: bytes | None) -> tuple[bytes, bytes]:
