@@ -63,6 +63,10 @@ class WeightSource:
             self._texts = TextFiles(self.folder)
         return self._texts
 
+    @texts.setter
+    def texts(self, files: TextFiles) -> None:
+        self._texts = files
+
     def fail(self, message: str) -> ModelError:
         """An error that names this source."""
         return ModelError(f"{self.path}: {message}")

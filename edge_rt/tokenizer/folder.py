@@ -96,6 +96,8 @@ def read_folder(files: TextFiles, name: str = "tokenizer.json") -> Parts:
             strips_space=any(map(_strips, components(layout.parts["decoder"], "decoders"))),
         )
     except ModelError as error:
+        if str(error).startswith(str(files.folder)):  # it says itself which file of the folder
+            raise
         raise ModelError(f"{path}: {error}") from None
 
 
@@ -132,6 +134,7 @@ def _added_later(files: TextFiles, reader: _Reader) -> list[AddedToken]:
                     )
                 reader.vocabulary.types[index] = CONTROL if token.special else USER_DEFINED
                 found.append(token)
+        stream.end()
     return found
 
 
@@ -270,4 +273,5 @@ def read_settings(files: TextFiles, name: str, wanted: tuple[str, ...]) -> dict[
                     found[key] = stream.value()
                 else:
                     stream.skip()
+            stream.end()
     return found
