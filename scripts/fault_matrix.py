@@ -27,22 +27,24 @@ HANG_S = 600  # of all cells of a site at the least
 
 
 def table(found: list[cells.Outcome]) -> str:
-    """Markdown: a row per fault, a column per site, what happened in both words and marks."""
+    """Markdown: a row per fault, a column per set of sites to which the same things happen."""
     sites = list(dict.fromkeys(c.site for c in found))
-    faults = list(dict.fromkeys(c.fault for c in found))
-    lines = []
-    for at, site in enumerate(sites, 1):
-        lines.append(f"{at}. {site}")
-    lines += ["", "| fault | " + " | ".join(str(i) for i in range(1, len(sites) + 1)) + " |"]
-    lines.append("|---|" + "---|" * len(sites))
-    by = {(c.site, c.fault, c.io): c for c in found}
     ios = list(dict.fromkeys(c.io for c in found))
-    for fault in faults:
-        row = []
-        for site in sites:
-            marks = [mark(by[site, fault, io]) for io in ios if (site, fault, io) in by]
-            row.append(marks[0] if len(set(marks)) == 1 else "/".join(marks))
-        lines.append(f"| {fault} | " + " | ".join(row) + " |")
+    by = {(c.site, c.fault, c.io): mark(c) for c in found}
+    faults = [f.name for f in [*cells.FAULTS, cells.LONG_DELAY]] + ["leaks"]
+    faults = [f for f in faults if any(c.fault == f for c in found)]
+    columns: dict[tuple[str, ...], list[str]] = {}
+    for site in sites:
+        column = []
+        for fault in faults:
+            marks = [by[site, fault, io] for io in ios if (site, fault, io) in by]
+            column.append("/".join(dict.fromkeys(marks)) or "–")
+        columns.setdefault(tuple(column), []).append(site)
+    names = [chr(ord("A") + i) for i in range(len(columns))]
+    lines = [f"- {n}: {', '.join(s)}" for n, s in zip(names, columns.values(), strict=True)]
+    lines += ["", f"| fault | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    for fault, *marks in zip(faults, *columns, strict=True):
+        lines.append(f"| {fault} | {' | '.join(marks)} |")
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ from .faulty_cells import (
     try_cell,
 )
 
-FULL = os.environ.get("EDGE_RT_FULL_MATRIX")  # every cell: about ten minutes
+FULL = os.environ.get("EDGE_RT_FULL_MATRIX")  # every cell: about half an hour
 FUSE_SITES = ["GGUF keys", "tokenizer_config.json", "streamed tile of a layer", "resident tiles"]
 
 
