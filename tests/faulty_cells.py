@@ -50,9 +50,7 @@ class Site:
     options: dict[str, Any] = field(default_factory=dict)
     weights: bool = True  # read by the runtime, else a header or a text
     opened: bool = True  # before the moment
-    ahead: bool = (
-        False  # what is read is a guess, too: a failure that nobody waits for is forgotten
-    )
+    ahead: bool = False  # reads are guesses, too: what nobody waits for may fail
 
 
 _STREAM = {"weight_cap": "0"}

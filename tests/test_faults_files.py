@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from edge_rt import EdgeRTError, Engine, StorageError, Tokenizer
+from edge_rt import EdgeRTError, Engine, StorageError, Tokenizer, conversation
 from edge_rt.flash_io._flash_io import Faults
 from edge_rt.flash_io.files import set_faults
 from edge_rt.loaders.gguf import GGUFFile
@@ -245,6 +245,34 @@ def test_hundreds_of_failures_leave_nothing_behind(
     assert after["maps"] < before["maps"] + 6, (before, after)
 
 
+CONVERSATION = '{"messages": [{"role": "user", "content": "hm"}]}'
+
+
+def test_conversation_files(tmp_path: Path, faults: Faults) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(CONVERSATION)
+    expected = [{"role": "user", "content": "hm"}]
+    for number in (errno.EIO, errno.ENXIO, errno.EAGAIN, errno.EINTR):
+        faults.add("error", number)
+        with pytest.raises(StorageError, match=r"at 0 of .*talk\.json"):
+            conversation.load(path)
+        faults.clear()
+    for kind, value, count in (("error", errno.EINTR, 3), ("short", 7, 99), ("end", 0, 2)):
+        faults.add(kind, value, count=count)
+        assert conversation.load(path) == expected
+        faults.clear()
+    for kind in ("truncate", "append", "overwrite"):
+        (tmp_path / "other").write_text("{" * len(CONVERSATION))
+        path.write_text(CONVERSATION)
+        faults.add("delay", 200)
+        changer = threading.Timer(0.05, change, (path, kind, str(tmp_path / "other"), 20))
+        changer.start()
+        with pytest.raises(StorageError, match=r"talk\.json"):
+            conversation.load(path)
+        changer.join()
+        faults.clear()
+
+
 def test_errors_name_file_and_offset(gguf: Model, folder: Model, faults: Faults) -> None:
     for model, tensor in ((gguf, "blk.1.ffn_up.weight"), (folder, "lm_head.weight")):
         name, first, last = model.extents[tensor]
@@ -402,7 +430,7 @@ def test_ctrl_c_while_the_drive_hangs(mount: Mount, gguf: Model, tensor: str, io
     """It ends as soon as the read in flight does: memory that a read still writes to is not given
     back."""
     _, first, last = gguf.extents[tensor]
-    mount.add("delay", ms=3000, path="m.gguf", first=first, last=last, count=1)
+    mount.add("delay", ms=1500, path="m.gguf", first=first, last=last, count=1)
     child = subprocess.Popen(
         [*EDGE_RT, "generate", str(mount.where / "m.gguf"), "-p", PROMPT, "-n", "4", "--ram",
          "512MiB", "--ctx", "96", "--weight-cap", "0", "--io", io],
