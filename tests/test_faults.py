@@ -47,9 +47,9 @@ def matrix(tmp_path: Path, *args: str, timeout: int = 900) -> list[dict[str, Any
 @pytest.mark.parametrize("site", [site.name for site in SITES])
 def test_every_site(tmp_path: Path, site: str) -> None:
     args = ["--world", "hook", "--exactly", site]
-    rows = matrix(tmp_path, *args, *([] if FULL else ["--sample", "6"]))
+    rows = matrix(tmp_path, *args, *([] if FULL else ["--sample", "8"]))
     assert {row["io"] for row in rows} == {"pread", "uring"}
-    assert len(rows) >= (2 * 17 if FULL else 6)
+    assert len(rows) >= (2 * 17 if FULL else 5)
 
 
 @pytest.mark.parametrize("site", [s.name for s in SITES] if FULL else FUSE_SITES)
