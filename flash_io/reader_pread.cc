@@ -1,12 +1,10 @@
 #include <pthread.h>
 
 #include <condition_variable>
-#include <cstring>
-#include <deque>
 #include <mutex>
 #include <vector>
 
-#include "flash_io/reader.h"
+#include "flash_io/request_queue.h"
 
 namespace edge_rt {
 namespace {
@@ -50,11 +48,7 @@ class PreadReader final : public Reader {
   void submit(const ReadRequest& request, bool urgent) override {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      if (urgent) {
-        queue_.insert(queue_.begin() + n_urgent_++, request);
-      } else {
-        queue_.push_back(request);
-      }
+      queue_.push(request, urgent);
     }
     work_ready_.notify_one();
   }
@@ -72,9 +66,7 @@ class PreadReader final : public Reader {
     for (;;) {
       work_ready_.wait(lock, [this] { return stop_ || !queue_.empty(); });
       if (queue_.empty()) return;  // only when stopping: what was queued is still read
-      const ReadRequest request = queue_.front();
-      queue_.pop_front();
-      if (n_urgent_ > 0) --n_urgent_;
+      const ReadRequest request = queue_.pop();
       ++n_running_;
       lock.unlock();
       int error = 0;
@@ -94,8 +86,7 @@ class PreadReader final : public Reader {
   const File& file_;
   std::mutex mutex_;
   std::condition_variable work_ready_, idle_;
-  std::deque<ReadRequest> queue_;  // urgent ones first
-  size_t n_urgent_ = 0;
+  RequestQueue queue_;
   int n_running_ = 0;
   bool stop_ = false;
   std::vector<pthread_t> threads_;

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from edge_rt.errors import ModelError, StorageError, UsageError
+from edge_rt.flash_io._flash_io import Faults
+from edge_rt.flash_io.files import open_file
 from edge_rt.loaders.gguf_cursor import Cursor
 from edge_rt.loaders.json_stream import JsonStream
 
@@ -45,17 +47,16 @@ def test_values_in_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ch
         text = json.dumps(wanted, ensure_ascii=rng.random() < 0.5, indent=rng.choice([None, 1]))
         document = f" {text}\n\t".encode()
         path.write_bytes(b'{"a' + document + b'"x": 1}')
-        with open(path, "rb") as file:
-            stream = JsonStream(Cursor(file.fileno(), str(path), 3, 3 + len(document)))
-            places = {}
-            for key in stream.members():
-                places[key] = stream.tell()
-                stream.skip()
-            stream.end()
-            assert list(places) == list(wanted)
-            for key in rng.sample(sorted(wanted), len(wanted)):
-                stream.seek(places[key])
-                assert stream.value() == wanted[key]
+        stream = JsonStream(Cursor(open_file(path), 3, 3 + len(document)))
+        places = {}
+        for key in stream.members():
+            places[key] = stream.tell()
+            stream.skip()
+        stream.end()
+        assert list(places) == list(wanted)
+        for key in rng.sample(sorted(wanted), len(wanted)):
+            stream.seek(places[key])
+            assert stream.value() == wanted[key]
 
 
 @pytest.mark.parametrize(
@@ -117,27 +118,24 @@ def test_limits(tmp_path: Path) -> None:
             next(stream.members(5))
 
 
-def test_a_drive_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
-
+def test_a_drive_that_fails(tmp_path: Path, faults: Faults) -> None:
     with open_all(tmp_path / "x", b"[1]") as stream:
-        monkeypatch.setattr(os, "pread", broken)
-        with pytest.raises(StorageError, match="Input/output"):
+        faults.add("error", errno.EIO)
+        with pytest.raises(StorageError, match=r"at 0 of .*x: Input/output"):
             stream.skip()
-    monkeypatch.setattr(os, "open", broken)
-    with pytest.raises(StorageError, match="cannot open"), JsonStream.open(tmp_path / "x"):
-        pass
-    monkeypatch.undo()
+    faults.clear()
     with pytest.raises(UsageError, match="no such file"), JsonStream.open(tmp_path / "none"):
         pass
 
 
 def test_a_file_that_shrinks(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    with open_all(path, b"[1, 2]" + b" " * (1 << 20)) as stream:
+    with (
+        pytest.raises(StorageError, match="became shorter while in use"),
+        open_all(path, b"[1, 2]" + b" " * (1 << 20)) as stream,
+    ):
         next(stream.items())
         os.truncate(path, 7)
-        with pytest.raises(ModelError, match="changed while in use"):
+        with pytest.raises(StorageError, match="became shorter while in use"):
             stream.seek(6)
             stream.end()

@@ -171,6 +171,7 @@ bool Runtime::load(const std::vector<ResidentRun>& runs,
   wait_below(1);
   if (raised) std::rethrow_exception(raised);
   if (state.error != 0) throw IoError(state.error, state.reason);
+  file_.check_unchanged();
   return !cancelled;
 }
 

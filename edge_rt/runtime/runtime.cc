@@ -16,14 +16,14 @@ constexpr int kChunksPerThread = 8;
 }  // namespace
 
 Runtime::Runtime(Arena& arena, const File& file, const Kernels* kernels, int n_threads,
-                 int n_io_threads, int max_tokens)
+                 const std::string& io, int max_tokens)
     : owner_(getpid()),
       arena_(arena),
       file_(file),
       kernels_(kernels),
       max_tokens_(max_tokens),
-      pool_(std::make_unique<ThreadPool>(n_threads)),
-      reader_(make_pread_reader(file, n_io_threads)) {}
+      io_(io),
+      pool_(std::make_unique<ThreadPool>(n_threads)) {}
 
 Runtime::~Runtime() {
   if (owner_ != getpid()) {  // a forked child waits in vain for threads that only the parent has
@@ -110,6 +110,7 @@ void Runtime::finish(int64_t ring_offset, size_t ring_bytes) {
       if (step->op.kind == OpKind::kAttention) check_attention(step->op);
     }
   }
+  reader_ = make_reader(file_, io_, at(ring_offset), ring_bytes, &why_no_uring_);
   ring_ = std::make_unique<StreamRing>(*reader_, file_, at(ring_offset), ring_bytes);
   ring_->set_segments({streamed_[0], streamed_[1]});
 }

@@ -122,8 +122,9 @@ struct Stats {
 
 class Runtime {
  public:
-  Runtime(Arena& arena, const File& file, const Kernels* kernels, int n_threads, int n_io_threads,
-          int max_tokens);
+  // `io`: as make_reader takes it.
+  Runtime(Arena& arena, const File& file, const Kernels* kernels, int n_threads,
+          const std::string& io, int max_tokens);
   ~Runtime();
 
   int add_buffer(const Buffer& buffer);
@@ -156,6 +157,8 @@ class Runtime {
   const float* logits(int row) const;
   int n_vocab() const { return buffers_[logits_].width; }
   int max_tokens() const { return max_tokens_; }
+  std::string io() const { return reader_ ? reader_->name() : io_; }
+  const std::string& why_no_uring() const { return why_no_uring_; }
   Stats stats() const;
 
  private:
@@ -212,6 +215,8 @@ class Runtime {
   const File& file_;
   const Kernels* const kernels_;
   const int max_tokens_;
+  const std::string io_;
+  std::string why_no_uring_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<StreamRing> ring_;
