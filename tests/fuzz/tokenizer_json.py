@@ -38,7 +38,7 @@ _WORDS = [
     r"\p{L}+", r"\s+(?!\S)", "(a*)*b", "((a|aa)+)+$", "[^a]{1,9999}", "(?<=a", r"\p{Zzz}", "",
 ]  # fmt: skip
 # Texts that all kinds of rules have something to say about.
-_TEXTS = [
+TEXTS = [
     "", "ab", " ab abc  ab\n\nab", "<s>ab</s> ab", "Hello, world! It's 12345.", "e\u0301\u00e9 中文 😀",
     "\t \r\n\u00a0\u3000\u2028x", "\x00\x7f\u0080\ufffd\U0010ffff", "▁Ġab Ġ▁ <0x41>", "a" * 300,
     "ab " * 100, "한국어 ㄱㄴ \u200d\u200b", "aaaa\naaaa\n \n", "<|im_end|><|im_end|> <mask>x",
@@ -111,7 +111,7 @@ def seeds() -> list[bytes]:
     return [
         join({
             "tokenizer.json": file, "tokenizer_config.json": config,
-            "text": _TEXTS[i % len(_TEXTS)].encode(),
+            "text": TEXTS[i % len(TEXTS)].encode(),
         })
         for i, file in enumerate(files)
     ]  # fmt: skip
@@ -145,7 +145,7 @@ def run(data: bytes) -> None:
         special_tokens(source, tokenizer)
         text = text_of(files.get("text", b""))
         rng = random.Random(len(data))
-        for one in (text, rng.choice(_TEXTS), some_text(rng)):
+        for one in (text, rng.choice(TEXTS), some_text(rng)):
             check_text(tokenizer, one)
         for index in range(min(tokenizer.n_vocab, 400)):
             tokenizer.token_text(index)
