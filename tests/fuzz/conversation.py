@@ -1,5 +1,5 @@
-"""What a user's program or file says: messages, tools and template arguments as any JSON, a file of
-a conversation, and ``KEY=JSON`` arguments of the command line.
+"""What a user's program says: messages, tools and template arguments as any JSON, and ``KEY=JSON``
+arguments of the command line.
 
 The input is the text of all of them.
 """
@@ -10,18 +10,14 @@ import json
 import random
 from typing import Any
 
-from edge_rt import conversation
 from edge_rt.apps.options import parse_template_args
 from edge_rt.chat.messages import PlainData, checked, flattened, has_parts, without_system_role
-from edge_rt.chat.template import ChatTemplate
-from edge_rt.errors import EdgeRTError
+from edge_rt.chat.template import RESERVED, ChatTemplate
 
 from ..chat_templates import CONVERSATIONS, TEMPLATES, TOOLS
-from .harness import bounded, require, scratch_folder, text_of
+from .harness import bounded, require, text_of
 from .mutate import mutate_json_text
 
-_FOLDER = scratch_folder()
-_PATH, _SAVED = _FOLDER / "conversation.json", _FOLDER / "saved.json"
 _WORDS = [
     "messages", "role", "content", "user", "system", "assistant", "tool", "developer", "type",
     "text", "image", "tool_calls", "function", "name", "arguments", "thinking", "reasoning",
@@ -44,15 +40,6 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def run(data: bytes) -> None:
-    _PATH.write_bytes(data)
-    with bounded():
-        messages = conversation.load(_PATH)
-        for message in messages:
-            require(set(message) == {"role", "content"}, f"{message}")
-            message["content"].encode()
-        _SAVED.unlink(missing_ok=True)
-        conversation.save(_SAVED, messages)
-        require(conversation.load(_SAVED) == messages, "saved and loaded again it differs")
     with bounded():
         parse_template_args([f"name={text_of(data)}", text_of(data)])
     try:
@@ -70,13 +57,11 @@ def run(data: bytes) -> None:
     arguments = value if isinstance(value, dict) else {"documents": value}
     for template in _TEMPLATES:
         with bounded():
-            try:
-                template.render(given, True)
-                template.render([{"role": "user", "content": "hi"}], **_allowed(arguments))
-            except EdgeRTError as error:
-                str(error).encode()
+            template.render(given, True)
+        with bounded():
+            template.render([{"role": "user", "content": "hi"}], **_allowed(arguments))
 
 
 def _allowed(arguments: dict[str, Any]) -> dict[str, Any]:
     """As `Engine.chat` takes them."""
-    return {k: v for k, v in arguments.items() if k not in ("messages", "tools", "add_generation_prompt")}
+    return {name: value for name, value in arguments.items() if name not in RESERVED}
