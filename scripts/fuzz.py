@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,26 +52,35 @@ class Result:
 
 
 class Run:
-    """The process of one target, started again after a finding until its time is over."""
+    """One target; its process is started again for each slice of its time and after a finding."""
 
-    def __init__(self, target: str, minutes: float, logs: Path) -> None:
+    def __init__(self, target: str, minutes: float, slice_: float, logs: Path) -> None:
         self.native = target in NATIVE
-        self.result = Result(target, "C++" if self.native else "Python", state="running")
-        self._minutes, self._logs = minutes, logs / target
+        self.result = Result(target, "C++" if self.native else "Python")
+        self._minutes, self._slice, self._logs = minutes, slice_, logs / target
         self._corpus = ROOT / "build/fuzz" / target / "corpus"
         for folder in (self._logs, self._corpus):
             folder.mkdir(parents=True, exist_ok=True)
-        self._done_cpu = self._done_wall = 0.0  # of the processes before
-        self._done_executions = self._cpu = 0
-        self._start()
+        self._done = self.result  # by the processes before
+        self._known = set(self._findings())
 
-    def _start(self) -> None:
+    def resume(self, before: Result) -> None:
+        """Go on where an earlier run of the same code ended."""
+        self.result = replace(
+            before, state="done" if before.cpu_min >= self._minutes else "waiting"
+        )
+        self._done = self.result
+        self._known -= set(before.findings)
+
+    def start(self) -> None:
+        """Start a process for one slice."""
         target = self.result.target
         program = (
             [str(NATIVE_BUILD / f"tests/fuzz/native/fuzz_{target}")]
             if self.native
             else [sys.executable, str(FUZZ), target]
         )
+        self.result = replace(self.result, state="running")
         self.log = self._logs / time.strftime(f"{target}-%Y%m%d-%H%M%S.log")
         self._started, self._ending, self._cpu = time.monotonic(), 0.0, 0.0
         environment = os.environ | {
@@ -83,7 +92,7 @@ class Run:
                 [
                     *program, f"-max_len={MAX_BYTES.get(target, 8192)}", "-len_control=0",
                     "-timeout=60", "-rss_limit_mb=2048", "-print_final_stats=1",
-                    f"-max_total_time={int(self._minutes * 60 * 20)}",
+                    f"-max_total_time={int(self._slice * 60 * 20)}",
                     f"-artifact_prefix={self._logs}/", str(self._corpus),
                 ],
                 cwd=ROOT, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment,
@@ -97,23 +106,22 @@ class Run:
             return self._cpu
         return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
+    def _findings(self) -> list[str]:
+        kinds = ("crash-", "timeout-", "oom-", "leak-")
+        return sorted(p.name for p in self._logs.iterdir() if p.name.startswith(kinds))
+
     def poll(self) -> bool:
-        """Look at the process; False when all is done."""
+        """Look at the process; False when it has ended."""
         ended = self.process.poll() is not None
         if not ended:
             self._cpu = self._cpu_seconds()
         self._read_log()
-        result = self.result
-        result.cpu_min = (self._done_cpu + self._cpu) / 60
-        wall = time.monotonic() - self._started
-        result.wall_min = (self._done_wall + wall) / 60
+        result, done = self.result, self._done
+        result.cpu_min = done.cpu_min + self._cpu / 60
+        result.wall_min = done.wall_min + (time.monotonic() - self._started) / 60
         result.executions_s = result.executions / max(60 * result.wall_min, 1)
-        result.findings = sorted(
-            p.name for p in self._logs.iterdir()
-            if p.name.startswith(("crash-", "timeout-", "oom-", "leak-", "slow-unit-"))
-            and not p.name.startswith("slow-unit-")
-        )  # fmt: skip
-        enough = result.cpu_min >= self._minutes
+        result.findings = [name for name in self._findings() if name not in self._known]
+        enough = self._cpu / 60 >= self._slice or result.cpu_min >= self._minutes
         if not ended:
             if enough and not self._ending:
                 self.process.send_signal(signal.SIGUSR1)  # libFuzzer ends and says its numbers
@@ -121,13 +129,16 @@ class Run:
             elif self._ending and time.monotonic() - self._ending > 120:
                 self.process.kill()
             return True
-        self._done_cpu, self._done_wall = 60 * result.cpu_min, 60 * result.wall_min
-        self._done_executions = result.executions
-        if not enough and len(result.findings) < MOST_FINDINGS and wall > 10:
-            self._start()
-            return True
-        code = self.process.returncode
-        result.state = "done" if enough else f"ended with {code}: see {self.log}"
+        found = len(result.findings) > len(done.findings)
+        if result.cpu_min >= self._minutes:
+            result.state = "done"
+        elif not enough and not found:
+            result.state = f"ended with {self.process.returncode}: see {self.log}"
+        elif len(result.findings) >= MOST_FINDINGS:
+            result.state = "too many findings"
+        else:
+            result.state = "waiting"
+        self._done = replace(result, findings=list(result.findings))
         return False
 
     def _read_log(self) -> None:
@@ -144,7 +155,7 @@ class Run:
         for line in reversed(lines[-12:]):
             if match := EXECUTED.match(line):
                 executions = int(match[1])
-        self.result.executions = self._done_executions + executions
+        self.result.executions = self._done.executions + executions
 
 
 def build_native() -> None:
@@ -166,8 +177,11 @@ def build_native() -> None:
 
 
 def write_table(results: list[Result], logs: Path) -> str:
-    head = "| Target | Language | Executions | 1/s | Edges | Features | CPU min | Wall min | Findings |"
-    rows = [head, "|---|---|---|---|---|---|---|---|---|"]
+    columns = [
+        "Target", "Language", "Executions", "1/s", "Edges", "Features", "CPU min", "Wall min",
+        "Findings",
+    ]  # fmt: skip
+    rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for r in results:
         findings = f"{len(r.findings)}" + ("" if r.state == "done" else f" ({r.state})")
         rows.append(
@@ -185,29 +199,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(PYTHON + NATIVE))
     parser.add_argument("--minutes", type=float, default=20, help="processor time of each (20)")
+    parser.add_argument("--slice", type=float, help="of it before the others have a turn (all)")
     parser.add_argument("--jobs", type=int, default=1, help="targets at a time (1)")
     parser.add_argument("--logs", type=Path, default=ROOT / "build/fuzz")
+    parser.add_argument("--resume", action="store_true", help="go on from results.json in --logs")
     parser.add_argument("--no-build", action="store_true", help="native targets are built already")
     options = parser.parse_args()
-    waiting = options.targets or PYTHON + NATIVE
-    if unknown := set(waiting) - {*PYTHON, *NATIVE}:
+    names = options.targets or PYTHON + NATIVE
+    if unknown := set(names) - {*PYTHON, *NATIVE}:
         parser.error(f"no target {', '.join(sorted(unknown))}; there are {PYTHON + NATIVE}")
-    if set(waiting) & set(NATIVE) and not options.no_build:
+    if set(names) & set(NATIVE) and not options.no_build:
         build_native()
     logs = options.logs.resolve()
     logs.mkdir(parents=True, exist_ok=True)
-    waiting, running, done = list(waiting), [], []
+    runs = [
+        Run(target, options.minutes, options.slice or options.minutes, logs) for target in names
+    ]
+    if options.resume and (logs / "results.json").is_file():
+        before = {r["target"]: Result(**r) for r in json.loads((logs / "results.json").read_text())}
+        for run in runs:
+            if run.result.target in before:
+                run.resume(before[run.result.target])
+    waiting = [run for run in runs if run.result.state == "waiting"]
+    running: list[Run] = []
     while waiting or running:
         while waiting and len(running) < options.jobs:
-            running.append(Run(waiting.pop(0), options.minutes, logs))
+            running.append(waiting.pop(0))
+            running[-1].start()
         time.sleep(POLL_S)
-        still = [run for run in running if run.poll()]
-        done += [run.result for run in running if run not in still]
-        running = still
-        later = [Result(t, "C++" if t in NATIVE else "Python") for t in waiting]
-        table = write_table(done + [run.result for run in running] + later, logs)
+        for run in list(running):
+            if not run.poll():
+                running.remove(run)
+                if run.result.state == "waiting":
+                    waiting.append(run)
+        table = write_table([run.result for run in runs], logs)
     print(table, end="")
-    return int(any(r.findings or r.state != "done" for r in done))
+    return int(any(run.result.findings or run.result.state != "done" for run in runs))
 
 
 if __name__ == "__main__":

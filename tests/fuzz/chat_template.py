@@ -13,11 +13,10 @@ from edge_rt.chat import meter
 from edge_rt.chat.filters import FILTERS
 from edge_rt.chat.functions import METHODS
 from edge_rt.chat.template import RESERVED, ChatTemplate
-
-from ..chat_templates import CONVERSATIONS, TEMPLATES, TOOLS
-from ..hostile_templates import ATTACKS
-from .harness import bounded, join, raw_of, require, split, text_of
-from .mutate import mutate_json_text, mutate_text
+from tests.chat_templates import CONVERSATIONS, TEMPLATES, TOOLS
+from tests.fuzz.harness import bounded, join, raw_of, require, split, text_of
+from tests.fuzz.mutate import mutate_json_text, mutate_text
+from tests.hostile_templates import ATTACKS
 
 # A tenth of what a rendering may use: ten times the inputs, and what is charged too little shows
 # against the same clock.
@@ -42,19 +41,19 @@ _EXPRESSIONS = [
     *(f"x|{name}" for name in FILTERS),
     *(f"x.{name}(y)" for methods in METHODS.values() for name in methods),
 ]  # fmt: skip
-_STATEMENTS = [
-    "{%% for x in %s %%}{{ x }}{%% endfor %%}", "{%% for x in %s recursive %%}{{ loop([x]) }}{%% endfor %%}",
-    "{%% for x in %s if x %%}", "{%% else %%}", "{%% endfor %%}", "{%% if %s %%}", "{%% elif %s %%}",
-    "{%% endif %%}", "{%% set x = %s %%}", "{%% set y = %s %%}", "{%% set n = namespace(v=%s) %%}",
-    "{%% set n.v = %s %%}", "{%% set x, y = %s %%}", "{%% set x %%}", "{%% endset %%}", "{{ %s }}",
-    "{{- %s -}}", "{%% macro m(a, b=%s) %%}", "{%% macro m(a) %%}{{ m(a) }}{%% endmacro %%}{{ m(%s) }}",
-    "{%% endmacro %%}", "{%% call(x) m(%s) %%}", "{%% endcall %%}", "{%% filter upper %%}",
-    "{%% endfilter %%}", "{%% with x = %s %%}", "{%% endwith %%}", "{%% break %%}", "{%% continue %%}",
-    "{%% generation %%}", "{%% endgeneration %%}", "{%% do x.append(%s) %%}", "{{ raise_exception(%s) }}",
-    "{%% raw %%}", "{%% endraw %%}", "{# %s #}", "{%% include %s %%}", "{%% extends %s %%}",
-    "{%% block b %%}", "{%% endblock %%}", "{%% import %s as z %%}", "{%% autoescape %s %%}",
-    "{%% for i in range(99999) %%}{%% set x = %s %%}{%% endfor %%}",
-    "{%% for i in range(60) %%}{%% set n.v = [n.v, %s] %%}{%% endfor %%}",
+_STATEMENTS = [  # § stands for an expression
+    "{% for x in § %}{{ x }}{% endfor %}", "{% for x in § recursive %}{{ loop([x]) }}{% endfor %}",
+    "{% for x in § if x %}", "{% else %}", "{% endfor %}", "{% if § %}", "{% elif § %}",
+    "{% endif %}", "{% set x = § %}", "{% set y = § %}", "{% set n = namespace(v=§) %}",
+    "{% set n.v = § %}", "{% set x, y = § %}", "{% set x %}", "{% endset %}", "{{ § }}",
+    "{{- § -}}", "{% macro m(a, b=§) %}", "{% macro m(a) %}{{ m(a) }}{% endmacro %}{{ m(§) }}",
+    "{% endmacro %}", "{% call(x) m(§) %}", "{% endcall %}", "{% filter upper %}",
+    "{% endfilter %}", "{% with x = § %}", "{% endwith %}", "{% break %}", "{% continue %}",
+    "{% generation %}", "{% endgeneration %}", "{% do x.append(§) %}", "{{ raise_exception(§) }}",
+    "{% raw %}", "{% endraw %}", "{# § #}", "{% include § %}", "{% extends § %}", "{% block b %}",
+    "{% endblock %}", "{% import § as z %}", "{% autoescape § %}",
+    "{% for i in range(99999) %}{% set x = § %}{% endfor %}",
+    "{% for i in range(60) %}{% set n.v = [n.v, §] %}{% endfor %}",
 ]  # fmt: skip
 _WORDS = [
     *_EXPRESSIONS, "{{", "}}", "{%", "%}", "|", "(", ")", "[", "]", "'", "~", "==", ".", ",", " ",
@@ -67,11 +66,12 @@ _WORDS = [
 def seeds() -> list[bytes]:
     conversations = list(CONVERSATIONS.values())
     templates = [*TEMPLATES.values(), *ATTACKS.values()]
+    arguments = [b"{}", json.dumps({"tools": TOOLS, "enable_thinking": True}).encode()]
     return [
         join({
             "template": raw_of(source),
             "messages": json.dumps(conversations[i % len(conversations)]).encode(),
-            "arguments": json.dumps({"tools": TOOLS, "enable_thinking": True} if i % 2 else {}).encode(),
+            "arguments": arguments[i % 2],
         })
         for i, source in enumerate(templates)
         if len(source) < 4000
@@ -83,7 +83,7 @@ def _statement(rng: random.Random) -> str:
     expression = rng.choice(_EXPRESSIONS)
     while rng.random() < 0.5:
         expression = expression.replace("x", f"({rng.choice(_EXPRESSIONS)})", 1)[:300]
-    return statement.replace("%s", expression).replace("%%", "%")
+    return statement.replace("§", expression)
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:

@@ -13,10 +13,9 @@ from typing import Any
 from edge_rt.apps.options import parse_template_args
 from edge_rt.chat.messages import PlainData, checked, flattened, has_parts, without_system_role
 from edge_rt.chat.template import RESERVED, ChatTemplate
-
-from ..chat_templates import CONVERSATIONS, TEMPLATES, TOOLS
-from .harness import bounded, require, text_of
-from .mutate import mutate_json_text
+from tests.chat_templates import CONVERSATIONS, TEMPLATES, TOOLS
+from tests.fuzz.harness import bounded, require, text_of
+from tests.fuzz.mutate import mutate_json_text
 
 _WORDS = [
     "messages", "role", "content", "user", "system", "assistant", "tool", "developer", "type",

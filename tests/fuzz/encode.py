@@ -1,7 +1,7 @@
 """Any text through every pre-tokenizer: decoding gives the text, and no way of cutting it into
 slices, texts or pieces changes its ids.
 
-The input are three bytes that choose (pre-tokenizer, size of slices, special tokens), then the text.
+The input are three bytes that choose (pre-tokenizer, size of slices, special tokens), then text.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from pathlib import Path
 
 from edge_rt.tokenizer import Tokenizer, tokenizer
 from edge_rt.tokenizer.pre_tokenizers import PRE_TOKENIZERS
-
-from .. import gguf_builder as g
-from .harness import bounded, raw_of, require, scratch_folder, text_of
-from .mutate import mutate_bytes, mutate_text
+from tests import gguf_builder as g
+from tests.fuzz.harness import bounded, raw_of, require, scratch_folder, text_of
+from tests.fuzz.mutate import mutate_bytes, mutate_text
 
 _PATH = scratch_folder() / "vocabulary.gguf"
 _GOLDENS = Path(__file__).resolve().parent.parent / "goldens/tokenizers"
@@ -24,9 +23,10 @@ _NAMES = ["llama", *PRE_TOKENIZERS]
 _KEY = g.string("tokenizer.ggml.pre") + struct.pack("<I", g.STRING)
 _WORDS = [
     "the", " of", " 's", "'LL", "don't", "123", "1234567", "  ", "\n", "\n\n", " \n", "\r\n", "\t",
-    "Ünï", "中文字", "カナ", "한국", "ไทย", "a\u0301", "<|im_end|>", "<s>", "</s>", "<mask>", "!!", "...", "…",
-    "—", "$9", "A", "Ab", "aB", "ABC", "😀", "👍🏽", "\u200d", "\u00a0", "\u2028", "▁", "Ġ", "<sentinel:1>",
-    "IMGIMGAZ", "\xd2", "\xd1", "\x85", "_", "/", "x=1;",
+    "Ünï", "中文字", "カナ", "한국", "ไทย", "a\u0301", "<|im_end|>",
+    "<s>", "</s>", "<mask>", "!!", "...", "…",
+    "—", "$9", "A", "Ab", "aB", "ABC", "😀", "👍🏽", "\u200d", "\u00a0", "\u2028", "▁", "Ġ", 
+    "<sentinel:1>", "IMGIMGAZ", "\xd2", "\xd1", "\x85", "_", "/", "x=1;",
 ]  # fmt: skip
 
 
@@ -35,7 +35,23 @@ def _tokenizer(name: str) -> Tokenizer:
     if name == "llama":
         pieces: list[tuple[str | bytes, float, int]] = [("<unk>", 0.0, 2), ("<s>", 0.0, 3)]
         pieces += [("</s>", 0.0, 3)] + [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
-        words = ("▁", "a", "b", "t", "h", "e", "th", "he", "the", "▁the", "▁t", "▁▁", "\n", "e\n", "▁a")
+        words = (
+            "▁",
+            "a",
+            "b",
+            "t",
+            "h",
+            "e",
+            "th",
+            "he",
+            "the",
+            "▁the",
+            "▁t",
+            "▁▁",
+            "\n",
+            "e\n",
+            "▁a",
+        )
         pieces += [(word, -float(i % 5), 1) for i, word in enumerate(words)]
         pieces += [("<mask>", 0.0, 4), ("a▁b", -3.0, 1), ("\n\n", -1.0, 1)]
         g.spm_vocabulary(pieces, bos_token_id=1, eos_token_id=2).write(_PATH)

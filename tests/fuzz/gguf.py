@@ -18,10 +18,9 @@ from edge_rt.planner import Plan, Planner
 from edge_rt.sizes import MIB, PAGE
 from edge_rt.tokenizer import Tokenizer
 from edge_rt.tokenizer.pre_tokenizers import PRE_TOKENIZERS
-
-from .. import gguf_builder as g
-from .harness import bounded, require, scratch_folder
-from .mutate import mutate_gguf
+from tests import gguf_builder as g
+from tests.fuzz.harness import bounded, require, scratch_folder
+from tests.fuzz.mutate import mutate_gguf
 
 _FOLDER = scratch_folder()
 _PATH = _FOLDER / "model.gguf"
@@ -30,13 +29,17 @@ _KEYS = [
     "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "expert_count",
     "attention.value_length", "attention.layer_norm_rms_epsilon", "attention.sliding_window",
-    "attention.sliding_window_pattern", "attention.causal", "attention.scale", "attention.clamp_kqv",
-    "attention.temperature_scale", "attention.temperature_length", "rope.dimension_count",
+    "attention.sliding_window_pattern", "attention.causal", "attention.scale",
+    "attention.clamp_kqv", "attention.temperature_scale",
+    "attention.temperature_length", "rope.dimension_count",
     "rope.freq_base", "rope.freq_base_swa", "rope.scale_linear", "rope.scaling.type",
     "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.original_context_length",
-    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor",
-    "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_attn_factor", "rope.scaling.finetuned",
-    "rope.scaling.low_freq_factor", "rope.scaling.high_freq_factor", "rope.scaling.short_factor",
+    "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_attn_factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.low_freq_factor", "rope.scaling.high_freq_factor",
+    "rope.scaling.short_factor",
     "rope.scaling.long_factor", "rope.pairs", "attention.rope_pattern", "norm_offset",
     "final_logit_softcapping", "attn_logit_softcapping", "embedding_scale", "residual_scale",
     "logit_scale",
@@ -51,14 +54,16 @@ _WORDS = [
         "add_eos_token", "add_space_prefix", "fim_pre_token_id", "prefix_token_id")),
     "tokenizer.chat_template", "tokenizer.chat_template.tool_use", "gpt2", "llama", "gemma4",
     "none", "linear", "yarn", "llama3", "longrope", "halves", *PRE_TOKENIZERS,
-    "token_embd.weight", "output.weight", "output.bias", "output_norm.weight", "rope_freqs.weight",
+    "token_embd.weight", "output.weight", "output.bias", "output_norm.weight",
+    "rope_freqs.weight",
     "rope_factors_long.weight", "rope_factors_short.weight",
     *(f"blk.{layer}.{name}" for layer in (0, 1) for name in (
         "attn_norm.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_qkv.weight",
         "attn_output.weight", "attn_q.bias", "attn_q_norm.weight", "attn_k_norm.weight",
         "post_attention_norm.weight", "ffn_norm.weight", "ffn_gate.weight", "ffn_up.weight",
         "ffn_down.weight", "post_ffw_norm.weight")),
-    "<s>", "</s>", "<|im_end|>", "<|end|>", "<|call|>", "<|return|>", "<PRE>", "<0x0A>", "<0x-1>",
+    "<s>", "</s>", "<|im_end|>", "<|end|>", "<|call|>", "<|return|>", "<PRE>",
+    "<0x0A>", "<0x-1>",
     "{{ messages[0].content }}", "{% for m in messages %}{{ m.content }}{% endfor %}",
 ]  # fmt: skip
 
@@ -177,7 +182,11 @@ def run(data: bytes) -> None:
         source, planner, _ = open_planner(_PATH)
         plans = [
             planner.plan(make_settings(planner, ram, ctx, 2, kv))
-            for ram, ctx, kv in (("64MiB", 1, "f32"), ("200MiB", None, "f16"), ("8GiB", None, "f16"))
+            for ram, ctx, kv in (
+                ("64MiB", 1, "f32"),
+                ("200MiB", None, "f16"),
+                ("8GiB", None, "f16"),
+            )
         ]
         for plan in plans:
             _check_plan(planner, plan)

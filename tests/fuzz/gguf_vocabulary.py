@@ -15,11 +15,10 @@ from edge_rt.tokenizer.bpe import LETTER_OF_BYTE
 from edge_rt.tokenizer.cost import tokenizer_bytes
 from edge_rt.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 from edge_rt.tokenizer.special import _ROLES, END_NAMES, ROLE_KEYS
-
-from .. import gguf_builder as g
-from .harness import bounded, join, raw_of, require, scratch_folder, split, text_of
-from .mutate import mutate_gguf, mutate_text, some_text
-from .tokenizer_json import TEXTS, check_text
+from tests import gguf_builder as g
+from tests.fuzz.harness import bounded, join, raw_of, require, scratch_folder, split, text_of
+from tests.fuzz.mutate import mutate_gguf, mutate_text, some_text
+from tests.fuzz.tokenizer_json import TEXTS, check_text
 
 _PATH = scratch_folder() / "vocabulary.gguf"
 _NAMES = [name for names in _ROLES.values() for name in names]

@@ -16,12 +16,24 @@ from edge_rt.flash_io.files import open_file
 from edge_rt.loaders import gguf_cursor
 from edge_rt.loaders.gguf_cursor import Cursor
 from edge_rt.loaders.json_stream import JsonStream
-
-from .harness import bounded, require, scratch_folder
-from .mutate import mutate_json_text
+from tests.fuzz.harness import bounded, require, scratch_folder
+from tests.fuzz.mutate import mutate_json_text
 
 _PATH = scratch_folder() / "document.json"
-_WORDS = ["a", "b", "\\", "\\u00e9", "é", "😀", "\\ud83d", "\\ude00", "1e5", "-0.0", "1E+2", '{"a":1}']
+_WORDS = [
+    "a",
+    "b",
+    "\\",
+    "\\u00e9",
+    "é",
+    "😀",
+    "\\ud83d",
+    "\\ude00",
+    "1e5",
+    "-0.0",
+    "1E+2",
+    '{"a":1}',
+]
 _MAX_DEPTH = 64
 _DEEP, _OTHER = "deep", "other"
 
@@ -68,7 +80,9 @@ def _expected(text: bytes) -> Any:
 
 def _same(one: Any, two: Any) -> bool:
     if isinstance(one, float) and isinstance(two, float):
-        return one == two and math.copysign(1, one) == math.copysign(1, two) or one != one and two != two
+        return (one == two and math.copysign(1, one) == math.copysign(1, two)) or (
+            one != one and two != two
+        )
     if type(one) is not type(two):
         return False
     if isinstance(one, dict):
@@ -120,7 +134,9 @@ def run(data: bytes) -> None:
                     continue
                 require(expected != _OTHER, f"{how} takes what json refuses")
                 if how != "skip" and isinstance(expected, tuple):
-                    require(_same(found[0], expected[0]), f"{how}: {found[0]!r}, not {expected[0]!r}")
+                    require(
+                        _same(found[0], expected[0]), f"{how}: {found[0]!r}, not {expected[0]!r}"
+                    )
     finally:
         gguf_cursor.CHUNK_BYTES, gguf_cursor.PAGE = 1 << 18, page  # type: ignore[misc]
     for use in (_numbers, _pairs):

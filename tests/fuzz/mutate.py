@@ -20,10 +20,13 @@ FLOATS = [
 ]  # fmt: skip
 LETTERS = [
     "", " ", "  ", "\n", "\t", "\r\n", "\0", "a", "A", "e", "0", "9", "<", ">", "|", "_", "▁",
-    "Ġ", "Ċ", "é", "e\u0301", "ß", "ſ", "İ", "ı", "中", "ก", "ไ", "한", "ㄱ", "😀", "👨‍👩‍👧", "\u200b",
-    "\u200d", "\ufeff", "\ufffd", "\u2028", "\u00a0", "\u0085", "\u3000", "\x1b[31m", "\x7f",
-    "\ud800", "\udfff", "\U0010ffff", "\U000e0001", "\x80", "ÿ", "<0x41>", "<0x-1>", "<s>", "</s>",
-    "'", '"', "\\", "\\u0000", "{", "}", "[", "]", "{{", "}}", "{%", "%}", "'s", "'LL", "123", "…",
+    "Ġ", "Ċ", "é", "e\u0301", "ß", "ſ", "İ", "ı", "中", "ก", "ไ", "한", "ㄱ", "😀", "👨‍👩‍👧",
+    "\u200b", "\u200d", "\ufeff", "\ufffd", "\u2028", "\u00a0", "\u0085",
+    "\u3000", "\x1b[31m", "\x7f",
+    "\ud800", "\udfff", "\U0010ffff", "\U000e0001", "\x80", "ÿ", "<0x41>",
+    "<0x-1>", "<s>", "</s>",
+    "'", '"', "\\", "\\u0000", "{", "}", "[", "]", "{{", "}}", "{%", "%}",
+    "'s", "'LL", "123", "…",
 ]  # fmt: skip
 
 
@@ -167,7 +170,8 @@ def mutate_json_text(data: bytes, rng: random.Random, words: Sequence[str] = ())
 
 
 _JSON_BITS = [
-    "{", "}", "[", "]", ",", ":", '"', "\\", "\\u", "\\ud83d\\ude00", "\\ud800", "\\u0000", "\\n",
+    "{", "}", "[", "]", ",", ":", '"', "\\", "\\u", "\\ud83d\\ude00",
+    "\\ud800", "\\u0000", "\\n",
     "null", "true", "false", "NaN", "-Infinity", "1e400", "-0", "1.5", "01", "[[[[", "]]]]",
     '{"a":', " ", "\ufeff", "\0", "/*x*/", "'",
 ]  # fmt: skip
@@ -323,14 +327,13 @@ def _mutate_key(file: Gguf, rng: random.Random, words: Sequence[str]) -> None:
             element = rng.choice((*_SIZES, _STRING))
             n = rng.choice((0, 1, 2, 4, 64))
             items = [
-                _word(rng, words) if element == _STRING else _scalar(element, rng)
-                for _ in range(n)
+                _word(rng, words) if element == _STRING else _scalar(element, rng) for _ in range(n)
             ]
             file.keys[place] = [name, _ARRAY, [element, n, items]]
         case 4:
-            file.keys[place][0] = mutate_text(
-                name.decode(errors="replace"), rng, words
-            ).encode(errors="surrogatepass")
+            file.keys[place][0] = mutate_text(name.decode(errors="replace"), rng, words).encode(
+                errors="surrogatepass"
+            )
         case _:
             file.keys[place][2] = _mutate_value(kind, value, rng, words)
 

@@ -17,9 +17,8 @@ from edge_rt.loaders.safetensors import SafetensorsFolder
 from edge_rt.models.huggingface import FAMILIES, WRAPPERS
 from edge_rt.planner import Planner
 from edge_rt.sizes import MIB
-
-from .harness import bounded, join, raw_of, require, scratch_folder, split, text_of
-from .mutate import mutate_bytes, mutate_json_text, mutate_text
+from tests.fuzz.harness import bounded, join, raw_of, require, scratch_folder, split, text_of
+from tests.fuzz.mutate import mutate_bytes, mutate_json_text, mutate_text
 
 _FOLDER = scratch_folder()
 _HIDDEN, _HEADS, _KV_HEADS, _HEAD_DIM, _FFN, _VOCAB = 16, 2, 1, 8, 24, 5
@@ -126,13 +125,21 @@ def seeds() -> list[bytes]:
             more["sliding_window"] = 16
         dtype = ("F32", "BF16", "F16")[i % 3]
         found.append(
-            join({_NAMES[0]: _header(_tensors(family), dtype), "config.json": _config(family, **more)})
+            join(
+                {
+                    _NAMES[0]: _header(_tensors(family), dtype),
+                    "config.json": _config(family, **more),
+                }
+            )
         )
     shapes = list(_tensors("llama").items())
-    maps = {name: f"model-0000{1 + (i > 3)}-of-00002.safetensors" for i, (name, _) in enumerate(shapes)}
+    maps = {
+        name: f"model-0000{1 + (i > 3)}-of-00002.safetensors" for i, (name, _) in enumerate(shapes)
+    }
     found.append(
         join({
-            _NAMES[1]: _header(dict(shapes[:4]), "F32"), _NAMES[2]: _header(dict(shapes[4:]), "F32"),
+            _NAMES[1]: _header(dict(shapes[:4]), "F32"),
+            _NAMES[2]: _header(dict(shapes[4:]), "F32"),
             "config.json": _config("llama"), "generation_config.json": b'{"eos_token_id": [2]}',
             _NAMES[5]: json.dumps({"metadata": {}, "weight_map": maps}).encode(),
         })

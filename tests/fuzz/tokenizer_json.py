@@ -15,32 +15,38 @@ from edge_rt.sizes import MIB
 from edge_rt.tokenizer import Tokenizer
 from edge_rt.tokenizer.bpe import LETTER_OF_BYTE
 from edge_rt.tokenizer.cost import tokenizer_bytes
-
-from ..tokenizer_files import BYTE_LEVEL, FALLBACK, LAST, RAW, STRIP, added
-from .harness import bounded, join, raw_of, require, scratch_folder, split, text_of
-from .mutate import mutate_json_text, mutate_text, some_text
+from tests.fuzz.harness import bounded, join, raw_of, require, scratch_folder, split, text_of
+from tests.fuzz.mutate import mutate_json_text, mutate_text, some_text
+from tests.tokenizer_files import BYTE_LEVEL, LAST, RAW, added
 
 _FOLDER = scratch_folder()
 _NAMES = ("tokenizer.json", "tokenizer_config.json")
 _WORDS = [
-    "model", "vocab", "merges", "type", "BPE", "Unigram", "WordPiece", "added_tokens", "normalizer",
+    "model", "vocab", "merges", "type", "BPE", "Unigram", "WordPiece",
+    "added_tokens", "normalizer",
     "pre_tokenizer", "post_processor", "decoder", "truncation", "padding", "version", "id",
-    "content", "special", "lstrip", "rstrip", "single_word", "normalized", "Sequence", "ByteLevel",
-    "Metaspace", "Replace", "Prepend", "Split", "Digits", "Strip", "Fuse", "ByteFallback", "NFC",
+    "content", "special", "lstrip", "rstrip", "single_word", "normalized",
+    "Sequence", "ByteLevel",
+    "Metaspace", "Replace", "Prepend", "Split", "Digits", "Strip", "Fuse",
+    "ByteFallback", "NFC",
     "NFKC", "NFD", "Lowercase", "Precompiled", "pattern", "String", "Regex", "prepend",
-    "replacement", "prepend_scheme", "first", "always", "never", "add_prefix_space", "use_regex",
-    "trim_offsets", "individual_digits", "behavior", "Isolated", "Removed", "MergedWithPrevious",
+    "replacement", "prepend_scheme", "first", "always", "never",
+    "add_prefix_space", "use_regex",
+    "trim_offsets", "individual_digits", "behavior", "Isolated", "Removed",
+    "MergedWithPrevious",
     "MergedWithNext", "Contiguous", "invert", "pretokenizers", "normalizers", "decoders",
     "processors", "TemplateProcessing", "single", "SpecialToken", "start", "stop", "dropout",
     "unk_token", "fuse_unk", "byte_fallback", "ignore_merges", "continuing_subword_prefix",
     "end_of_word_suffix", "bos_token", "eos_token", "add_bos_token", "add_eos_token",
-    "added_tokens_decoder", "chat_template", "<s>", "</s>", "<unk>", "<|im_end|>", "a b", "ab c",
+    "added_tokens_decoder", "chat_template", "<s>", "</s>", "<unk>",
+    "<|im_end|>", "a b", "ab c",
     r"\p{L}+", r"\s+(?!\S)", "(a*)*b", "((a|aa)+)+$", "[^a]{1,9999}", "(?<=a", r"\p{Zzz}", "",
 ]  # fmt: skip
 # Texts that all kinds of rules have something to say about.
 TEXTS = [
-    "", "ab", " ab abc  ab\n\nab", "<s>ab</s> ab", "Hello, world! It's 12345.", "e\u0301\u00e9 中文 😀",
-    "\t \r\n\u00a0\u3000\u2028x", "\x00\x7f\u0080\ufffd\U0010ffff", "▁Ġab Ġ▁ <0x41>", "a" * 300,
+    "", "ab", " ab abc  ab\n\nab", "<s>ab</s> ab", "Hello, world! It's 12345.", 
+    "e\u0301\u00e9 中文 😀", "\t \r\n\u00a0\u3000\u2028x",
+    "\x00\x7f\u0080\ufffd\U0010ffff", "▁Ġab Ġ▁ <0x41>", "a" * 300,
     "ab " * 100, "한국어 ㄱㄴ \u200d\u200b", "aaaa\naaaa\n \n", "<|im_end|><|im_end|> <mask>x",
 ]  # fmt: skip
 
@@ -59,7 +65,7 @@ def _file(normalizer: Any, pre: Any, decoder: Any, extra: list[Any], model: Any)
             "normalizer": normalizer, "pre_tokenizer": pre,
             "post_processor": {
                 "type": "TemplateProcessing",
-                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A"}}],
+                "single": [{"SpecialToken": {"id": "<s>"}}, {"Sequence": {"id": "A"}}],
                 "pair": [], "special_tokens": {},
             },
             "decoder": decoder, "model": model,
