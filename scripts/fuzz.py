@@ -27,7 +27,10 @@ NO_TARGETS = {"__init__", "__main__", "harness", "mutate"}
 PYTHON = sorted(p.stem for p in FUZZ.glob("*.py") if p.stem not in NO_TARGETS)
 NATIVE = sorted(p.stem for p in (FUZZ / "native").glob("*.cc") if p.stem != "replay")
 # Where large inputs mean something; otherwise small ones are faster.
-MAX_BYTES = {"gguf": 32768, "safetensors": 16384, "tokenizer_json": 16384, "gguf_vocabulary": 16384}
+MAX_BYTES = {
+    "gguf": 32768, "safetensors": 16384, "tokenizer_json": 16384, "gguf_vocabulary": 16384,
+    "encode": 1024, "json_stream": 1024,
+}  # fmt: skip
 MOST_FINDINGS = 10  # of one target: it is started again after each
 POLL_S = 5.0
 STATUS = re.compile(r"^#(\d+)\s+\w+\s+(?:cov: (\d+) ft: (\d+) )?.*?corp: (\d+)/")

@@ -92,16 +92,14 @@ def _same(one: Any, two: Any) -> bool:
     return bool(one == two)
 
 
-def _walked(stream: JsonStream) -> Any:
+def _walked(stream: JsonStream, depth: int = 0) -> Any:
     """The value, taken apart with members() and items() as far as they go."""
     byte = stream.peek()
-    if byte == b"{":
-        return {key: _walked(stream) for key in stream.members()}
-    if byte == b"[":
-        return [_walked(stream) for _ in stream.items()]
-    if byte == b'"':
-        return stream.string()
-    return stream.value()
+    if depth <= _MAX_DEPTH and byte == b"{":
+        return {key: _walked(stream, depth + 1) for key in stream.members()}
+    if depth <= _MAX_DEPTH and byte == b"[":
+        return [_walked(stream, depth + 1) for _ in stream.items()]
+    return stream.string() if byte == b'"' else stream.value()
 
 
 def _read(n_bytes: int, how: str) -> Any:

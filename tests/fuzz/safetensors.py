@@ -192,7 +192,7 @@ def _data_bytes(header: bytes) -> int:
     try:
         entries = json.loads(header)
         ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]
-        return min(max(ends, default=0), 1 << 20)
+        return max(0, min(int(max(ends, default=0)), 1 << 20))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         return 0
 
