@@ -193,7 +193,15 @@ def _data_bytes(header: bytes) -> int:
         entries = json.loads(header)
         ends = [v["data_offsets"][1] for k, v in entries.items() if k != "__metadata__"]
         return max(0, min(int(max(ends, default=0)), 1 << 20))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ):
         return 0
 
 

@@ -32,7 +32,8 @@ void attention(Input& in) {
   in.fill(k.data(), k.size() * sizeof(Kv));
   in.fill(v.data(), v.size() * sizeof(Kv));
   if (tame) {
-    for (size_t i = 0; i < q.size(); ++i) q[i] = static_cast<float>(bits_of(q[i]) % 2001) / 1e3f - 1;
+    for (size_t i = 0; i < q.size(); ++i)
+      q[i] = static_cast<float>(bits_of(q[i]) % 2001) / 1e3f - 1;
     for (Exact<Kv>* kv : {&k, &v}) {
       for (size_t i = 0; i < kv->size(); ++i) {
         if constexpr (sizeof(Kv) == 2) {
@@ -52,9 +53,16 @@ void attention(Input& in) {
   for (const Kernels* kernels : tables()) {
     for (const bool whole : {true, false}) {
       Exact<float> out(dim);
-      const AttentionArgs args = {
-          q.data(), whole ? k.data() : ring_k.data(), whole ? v.data() : ring_v.data(),
-          out.data(), dim, n, scale, first, cap, whole ? n : ring};
+      const AttentionArgs args = {q.data(),
+                                  whole ? k.data() : ring_k.data(),
+                                  whole ? v.data() : ring_v.data(),
+                                  out.data(),
+                                  dim,
+                                  n,
+                                  scale,
+                                  first,
+                                  cap,
+                                  whole ? n : ring};
       (sizeof(Kv) == 2 ? kernels->attention_f16 : kernels->attention_f32)(&args);
       results.push_back(std::move(out));
     }

@@ -47,12 +47,12 @@ class Input {
 };
 
 // A broken promise ends the process, so that the fuzzer keeps the input.
-#define REQUIRE(condition)                                                                    \
-  do {                                                                                        \
-    if (!(condition)) {                                                                       \
+#define REQUIRE(condition)                                                                        \
+  do {                                                                                            \
+    if (!(condition)) {                                                                           \
       std::fprintf(stderr, "%s:%d: finding: %s does not hold\n", __FILE__, __LINE__, #condition); \
-      std::abort();                                                                           \
-    }                                                                                         \
+      std::abort();                                                                               \
+    }                                                                                             \
   } while (0)
 
 }  // namespace edge_rt::fuzz

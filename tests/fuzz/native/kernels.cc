@@ -51,12 +51,13 @@ void matmul(Input& in) {
     }
   }
   const Aligned<uint8_t> scratch = aligned_memory<uint8_t>(matmul_scratch_bytes(cols), 64);
-  const auto run = [&](const Kernels* kernels, Exact<float>& out, int row, int n, int token, int m) {
+  const auto run = [&](const Kernels* kernels, Exact<float>& out, int row, int n, int token,
+                       int m) {
     const size_t at = token * x_stride;
     const Rows w = {weights.data() + phase + row * bytes, bytes, n, cols};
     Activations x = {values.data() + at, nullptr, nullptr, nullptr, x_stride};
-    if (blocks) x = {nullptr, codes.data() + at, scales.data() + at / 32, sums.data() + at / 16,
-                     x_stride};
+    if (blocks)
+      x = {nullptr, codes.data() + at, scales.data() + at / 32, sums.data() + at / 16, x_stride};
     const Output output = {out.data() + token * y_stride + row, y_stride, accumulate};
     kernels->matmul(format)(&w, &x, m, &output, scratch.get());
   };

@@ -227,7 +227,8 @@ class Model {
     const Held held = held_[i];
     REQUIRE(holds_content(held.data, held.block));  // nobody wrote there meanwhile
     for (const ReadRequest& r : reader_.queue())
-      REQUIRE(r.destination + r.length <= held.data || held.data + held.block.length <= r.destination);
+      REQUIRE(r.destination + r.length <= held.data ||
+              held.data + held.block.length <= r.destination);
     held_.erase(held_.begin() + static_cast<std::ptrdiff_t>(i));
     ring_->release(held.sequence);
   }

@@ -2,12 +2,13 @@
 // kind of operation, formats, tiles, residency, KV caches, threads. Either finish() refuses, or all
 // ways of running the program (kernels, threads, tiles resident or streamed, pass sizes) give the
 // same logits, and nothing is written outside the regions that were handed out.
+#include "edge_rt/runtime/runtime.h"
+
 #include <cmath>
 #include <optional>
 #include <stdexcept>
 #include <vector>
 
-#include "edge_rt/runtime/runtime.h"
 #include "tests/fuzz/native/input.h"
 #include "tests/native/check.h"
 #include "tests/native/matmul_problem.h"
@@ -40,8 +41,8 @@ struct Program {
   Shape shape;
   std::vector<std::pair<int, bool>> buffers;  // width, quantized
   std::vector<Matrix> matrices;
-  std::vector<Vector> vectors;                  // arena offsets to be filled in
-  std::vector<std::pair<int, Op>> ops;          // segment; vector_offset is an index here
+  std::vector<Vector> vectors;          // arena offsets to be filled in
+  std::vector<std::pair<int, Op>> ops;  // segment; vector_offset is an index here
   std::vector<double> frequencies;
   int x = 0, table = 0, logits = 0, embedding_format = 0;
   uint64_t embedding_offset = 0;
@@ -70,7 +71,8 @@ class Maker {
     for (int layer = 0; layer < s.n_layers; ++layer) {
       s.windows.push_back(in_.flag() ? pick(1, 20) : 0);
       const int ring = (s.windows.back() + s.max_tokens + 30) / 32 * 32;
-      s.kv_positions.push_back(s.windows.back() != 0 && in_.flag() ? std::min(ring, s.n_ctx) : s.n_ctx);
+      s.kv_positions.push_back(s.windows.back() != 0 && in_.flag() ? std::min(ring, s.n_ctx)
+                                                                   : s.n_ctx);
       if (in_.between(0, 30) == 0) s.kv_positions.back() = pick(1, s.n_ctx);  // perhaps too few
     }
     p_.x = buffer(s.hidden);
@@ -116,8 +118,7 @@ class Maker {
   int64_t vector(int n) {
     const int formats[] = {kF32, kF16, kBF16};
     const int format = formats[pick(0, 2)];
-    p_.vectors.push_back(
-        {somewhere(row_bytes(format, n)), format, n, 0, in_.flag() ? 1.0f : 0.0f});
+    p_.vectors.push_back({somewhere(row_bytes(format, n)), format, n, 0, in_.flag() ? 1.0f : 0.0f});
     return static_cast<int64_t>(p_.vectors.size()) - 1;
   }
   void norm(int segment, int src, int dst) {
@@ -141,10 +142,10 @@ class Maker {
         emit(segment, OpKind::kQuantize, src, -1, packed);
       }
       const bool wrong = in_.between(0, 60) == 0;  // finish() must see it
-      p_.matrices.push_back({format, n_rows, n_cols, segment,
-                             somewhere(row_bytes(format, n_cols) * n_rows)});
-      parts.push_back({static_cast<int>(p_.matrices.size()) - 1,
-                       quantized && !wrong ? packed : src, dst, accumulates(dst) && in_.flag()});
+      p_.matrices.push_back(
+          {format, n_rows, n_cols, segment, somewhere(row_bytes(format, n_cols) * n_rows)});
+      parts.push_back({static_cast<int>(p_.matrices.size()) - 1, quantized && !wrong ? packed : src,
+                       dst, accumulates(dst) && in_.flag()});
     }
     emit(segment, OpKind::kMatmul).parts = std::move(parts);
   }
@@ -244,7 +245,8 @@ class Machine {
     for (const Matrix& matrix : p.matrices) add(matrix);
     for (const auto& [segment, op] : p.ops) {
       Op copy = op;
-      if (copy.vector_offset >= 0) copy.vector_offset = vectors[static_cast<size_t>(copy.vector_offset)];
+      if (copy.vector_offset >= 0)
+        copy.vector_offset = vectors[static_cast<size_t>(copy.vector_offset)];
       runtime_.add_op(segment, std::move(copy));
     }
     size_t kv = 0;
@@ -367,8 +369,10 @@ bool same(const std::vector<float>& a, const std::vector<float>& b) {
 void run(Input& in) {
   const Program program = Maker(in).make();
   static const File file(the_file().path(), /*direct=*/false);
-  std::vector<int32_t> tokens(static_cast<size_t>(in.between(1, std::min(program.shape.n_ctx, 20))));
-  for (int32_t& token : tokens) token = static_cast<int32_t>(in.between(0, program.shape.vocab - 1));
+  std::vector<int32_t> tokens(
+      static_cast<size_t>(in.between(1, std::min(program.shape.n_ctx, 20))));
+  for (int32_t& token : tokens)
+    token = static_cast<int32_t>(in.between(0, program.shape.vocab - 1));
   std::optional<std::vector<float>> truth;
   bool refused = false;
   const auto simd = kernels_avx2() != nullptr ? kernels_avx2() : kernels_ref();

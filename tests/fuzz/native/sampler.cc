@@ -58,7 +58,8 @@ void sample(Input& in) {
   REQUIRE(ids[0] == ids[1]);
   bool finite = true;
   for (int i = 0; i < n; ++i) finite = finite && std::isfinite(logits[i]);
-  const double nll = negative_log_likelihood(logits.data(), n, static_cast<int>(in.between(0, n - 1)));
+  const double nll =
+      negative_log_likelihood(logits.data(), n, static_cast<int>(in.between(0, n - 1)));
   REQUIRE(!finite || (std::isfinite(nll) && nll >= -1e-9));
 }
 

@@ -1,9 +1,8 @@
 // The walk over a GGUF array of strings, on any bytes, from any place, for any count: it reads
 // inside the buffer, does not wrap around and finds what one careful step after the other finds.
-#include "flash_io/strings.h"
-
 #include <memory>
 
+#include "flash_io/strings.h"
 #include "tests/fuzz/native/input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
