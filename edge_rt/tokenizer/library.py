@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from edge_rt.errors import ModelError
@@ -49,25 +50,36 @@ class Library:
                 "decoder": None, "model": _EMPTY_MODEL,
             }
         )  # fmt: skip
-        try:
+        with _library_errors("its normalizer or pre-tokenizer is not supported"):
             tokenizer = Tokenizer.from_str(text)
-        except BaseException as error:  # the library also raises pyo3's PanicException
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            raise ModelError(
-                f"its normalizer or pre-tokenizer is not supported: {str(error)[:160]}"
-            ) from None
         self._normalizer, self._pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
         self.ends_at_space, self.ends_at_line = _ends(normalizer, pre_tokenizer)
 
     def normalize(self, text: str, place: int) -> str:
         """``text`` as the normalizer makes it, wherever it stands."""
-        return str(self._normalizer.normalize_str(text)) if self._normalizer else text
+        if self._normalizer is None:
+            return text
+        with _library_errors("its normalizer cannot take this text"):
+            return str(self._normalizer.normalize_str(text))
 
     def words(self, text: str) -> Iterator[str]:
         """The words of a normalized text, in the byte-level alphabet."""
-        for word, _ in self._pre_tokenizer.pre_tokenize_str(text):
+        # Its expressions may backtrack without end; the library gives up after 10^7 steps.
+        with _library_errors("its pre-tokenizer cannot take this text"):
+            words = self._pre_tokenizer.pre_tokenize_str(text)
+        for word, _ in words:
             yield word
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """What the library raises as a ModelError, pyo3's PanicException (no Exception) included."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{what}: {str(error)[:160]}") from None
 
 
 def _ends(normalizer: Any, pre_tokenizer: Any) -> tuple[bool, bool]:

@@ -157,6 +157,8 @@ def fuzz(target: ModuleType, arguments: list[str]) -> None:
         return data[:max_size]
 
     for corpus in [Path(a) for a in arguments if not a.startswith("-")][:1]:
+        if corpus.is_file():
+            break  # one input, to be run again
         corpus.mkdir(parents=True, exist_ok=True)
         for number, data in enumerate(target.seeds()):
             (corpus / f"seed-{number:03}").write_bytes(data)
