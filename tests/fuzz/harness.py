@@ -154,6 +154,8 @@ def fuzz(target: ModuleType, arguments: list[str]) -> None:
             return bytes(atheris.Mutate(data, max_size))
         for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
             data = target.mutate(data, rng)
+            if len(data) > max_size:  # each may make it a hundred times as long
+                break
         return data[:max_size]
 
     for corpus in [Path(a) for a in arguments if not a.startswith("-")][:1]:
