@@ -208,7 +208,10 @@ class JsonStream:
 
     def _decode(self, raw: bytes, decoder: json.JSONDecoder) -> Any:
         try:
-            return decoder.decode(raw.decode())
+            value = decoder.decode(raw.decode())
+            if b"\\u" in raw:  # half of a surrogate pair is no character
+                json.dumps(value, ensure_ascii=False).encode()
+            return value
         except (ValueError, RecursionError) as error:
             raise self.fail(f"this is not JSON: {clip(str(error))}") from None
 
