@@ -407,8 +407,10 @@ class Mount:
         return self._answer()
 
     def add(self, kind: str, **rule: Any) -> int:
-        """Add a `Rule`; returns its number."""
+        """Add a `Rule`; returns its number, -1 where a read met it so soon that the server died."""
         number = self._do(do="add", rule={"kind": kind, **rule})
+        if kind == "gone" and number == "dead":
+            return -1
         assert isinstance(number, int), number
         return number
 

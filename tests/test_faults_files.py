@@ -230,10 +230,10 @@ def test_hundreds_of_failures_leave_nothing_behind(
     fail(0)
     fail(reads)
     before = held()
-    for at in range(100):
-        fail(at * reads // 100)
+    for at in range(120):
+        fail(at * reads // 120)
     with engine_of(path, io, **STREAM) as engine:
-        for _ in range(100):
+        for _ in range(60):
             faults.add("error", errno.EIO, skip=8)
             with pytest.raises(StorageError):
                 answer(engine)
