@@ -54,6 +54,8 @@ def load(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> list[
         with storage_errors():
             file.check_unchanged()
     except ModelError as error:
+        with storage_errors():
+            file.check_unchanged()  # else it is half of two files, which are conversations perhaps
         raise UsageError(f"not a conversation: {error}") from None
     return messages
 

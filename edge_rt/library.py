@@ -18,6 +18,7 @@ from pathlib import Path
 
 from edge_rt.demo import FILE_NAME, cache_dir, demo_path, home_dir
 from edge_rt.errors import EdgeRTError, ModelError, UsageError
+from edge_rt.flash_io.files import is_there
 from edge_rt.loaders.gguf_cursor import clip, list_folder, read_whole
 from edge_rt.source import gguf_models, locate
 
@@ -61,7 +62,7 @@ def find_model(model: str | os.PathLike[str] | None) -> str:
     if model is None or (model == "demo" and not os.path.lexists("demo")):
         return str(demo_path())
     name = os.fspath(model)
-    if os.path.lexists(name):
+    if is_there(name):
         return name
     _, path = locate(name)
     if path != name:  # of a split model, without its number

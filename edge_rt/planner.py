@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from edge_rt import budget
 from edge_rt.chat.source import find_template
-from edge_rt.errors import BudgetError, EdgeRTError
+from edge_rt.errors import BudgetError, EdgeRTError, StorageError
 from edge_rt.loaders.source import WeightSource
 from edge_rt.program import LOGITS, MatrixUse, Program, X
 from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
@@ -405,6 +405,8 @@ def _template_bytes(source: WeightSource) -> int:
     """A ceiling for the largest of the model's own chat templates, compiled."""
     try:
         found = [find_template(source, tools) for tools in (False, True)]
+    except StorageError:
+        raise
     except EdgeRTError:  # a chat will say so
         return 0
     return max(budget.template_bytes(text) for text in {text or "" for text in found})

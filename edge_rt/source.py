@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from edge_rt.errors import UsageError
+from edge_rt.flash_io.files import is_folder, is_there
 from edge_rt.loaders.gguf import SPLIT_NAME, GGUFFile
 from edge_rt.loaders.gguf_cursor import clip, list_folder
 from edge_rt.loaders.safetensors import INDEX_NAME, SafetensorsFolder
@@ -64,7 +65,7 @@ def locate(path: str) -> tuple[str, str]:
 
     The name of a split model without ``-00001-of-000NN.gguf`` means its first part.
     """
-    if os.path.isdir(path):
+    if is_folder(path):
         path = path.rstrip("/") or "/"
         names = list_folder(path)
         if "config.json" in names and any(n.endswith(".safetensors") for n in names):
@@ -79,10 +80,10 @@ def locate(path: str) -> tuple[str, str]:
         return "safetensors", path  # the reader of such folders says what is missing
     base = os.path.basename(path)
     if base in _FOLDER_FILES or base.endswith(".safetensors"):
-        if not os.path.lexists(path):
+        if not is_there(path):
             raise UsageError(f"no such file: {path}")
         return "safetensors", os.path.dirname(path) or "."
-    if not os.path.lexists(path) and (first := _first_part(path)):
+    if not is_there(path) and (first := _first_part(path)):
         return "gguf", first
     return "gguf", path
 
@@ -90,7 +91,7 @@ def locate(path: str) -> tuple[str, str]:
 def _first_part(prefix: str) -> str:
     """The first part of the split model whose files begin with ``prefix``; empty if none is."""
     folder, base = os.path.split(prefix)
-    if not base or not os.path.isdir(folder or "."):
+    if not base or not is_folder(folder or "."):
         return ""
     for name in sorted(list_folder(folder or ".")):
         split = SPLIT_NAME.fullmatch(name)

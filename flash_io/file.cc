@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +17,8 @@ namespace {
 #ifndef STATX_DIOALIGN
 #define STATX_DIOALIGN 0x00002000U
 #endif
+
+constexpr uint32_t kFuseMagic = 0x65735546, kOverlayMagic = 0x794c7630;  // linux/magic.h
 
 // The kernel's struct statx from stx_dio_mem_align on; older headers lack the fields.
 constexpr size_t kDioMemAlignAt = 0x98, kDioOffsetAlignAt = 0x9c;
@@ -40,10 +43,32 @@ bool same_time(const timespec& a, const timespec& b) {
   return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
 }
 
+// Whether io_uring may read `fd`. After a short read it asks for the rest itself; FUSE, where the
+// server wants no page cache, then reads from the first offset again (seen in Linux 6.18): wrong
+// bytes, and nothing to tell them by. An overlay does so for the file below it, which is no FUSE
+// file where it tells the alignment of direct reads.
+bool safe_for_uring(int fd) {
+  struct statfs system;
+  if (fstatfs(fd, &system) != 0) return false;
+  const auto type = static_cast<uint32_t>(system.f_type);
+  if (type == kFuseMagic) return false;
+  if (type != kOverlayMagic) return true;
+  struct statx info = {};
+  return statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info) == 0 &&
+         (info.stx_mask & STATX_DIOALIGN);
+}
+
+// False: errno says why.
+bool drop_flag(int fd, int flag) {
+  const int flags = fcntl(fd, F_GETFL);
+  return flags >= 0 && fcntl(fd, F_SETFL, flags & ~flag) == 0;
+}
+
 }  // namespace
 
 Part::Part(const std::string& path, bool direct) : path_(path) {
-  // O_NONBLOCK: a FIFO must not block us.
+  // O_NONBLOCK: a FIFO must not block us. It goes once the file is known to be none: io_uring takes
+  // the flag for a promise that reads never block, and older kernels for "EAGAIN is welcome".
   fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd_ < 0) throw IoError::of(errno, "cannot open " + path);
   // From here on the destructor does not run if we throw.
@@ -57,6 +82,7 @@ Part::Part(const std::string& path, bool direct) : path_(path) {
   if (!S_ISREG(info.st_mode)) fail(IoError(EINVAL, path + " is not a regular file"));
   size_ = static_cast<uint64_t>(info.st_size);
   modified_ = info.st_mtim;
+  uring_ = safe_for_uring(fd_);
   const size_t alignment = direct ? direct_alignment(fd_) : 0;
   if (alignment != 0) {
     const int again = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT | O_NONBLOCK);
@@ -68,10 +94,12 @@ Part::Part(const std::string& path, bool direct) : path_(path) {
       fd_ = again;
       alignment_ = alignment;
       direct_ = true;
-      return;
+    } else if (again >= 0) {
+      close(again);
     }
-    if (again >= 0) close(again);
   }
+  if (!drop_flag(fd_, O_NONBLOCK)) fail(IoError::of(errno, "cannot open " + path));
+  if (direct_) return;
   posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM);  // no read-ahead into the page cache
 }
 
@@ -96,8 +124,7 @@ void Part::check_unchanged() const {
 
 void Part::give_up_direct() {
   // The flag may go while others read: each read takes it as it finds it.
-  const int flags = fcntl(fd_, F_GETFL);
-  if (flags < 0 || fcntl(fd_, F_SETFL, flags & ~O_DIRECT) != 0)
+  if (!drop_flag(fd_, O_DIRECT))
     throw IoError::of(errno, "cannot read " + path_ + " through the page cache");
   direct_.store(false, std::memory_order_relaxed);
   posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM);
@@ -126,6 +153,10 @@ void File::append(std::shared_ptr<Part> part) {
 bool File::direct() const {
   return std::all_of(parts_.begin(), parts_.end(),
                      [](const Placed& p) { return p.part->direct(); });
+}
+
+bool File::uring() const {
+  return std::all_of(parts_.begin(), parts_.end(), [](const Placed& p) { return p.part->uring(); });
 }
 
 size_t File::part_at(uint64_t offset) const {

@@ -56,6 +56,7 @@ class Part {
   size_t alignment() const { return alignment_; }  // power of two
   uint64_t size() const { return size_; }
   bool direct() const { return direct_.load(std::memory_order_relaxed); }
+  bool uring() const { return uring_; }  // io_uring reads the right bytes of it
 
   uint64_t size_now() const;  // throws IoError
   // Throws IoError if somebody wrote to the file since it was opened.
@@ -67,6 +68,7 @@ class Part {
   std::string path_;
   int fd_ = -1;
   std::atomic<bool> direct_{false};
+  bool uring_ = false;
   size_t alignment_ = 4096;
   uint64_t size_ = 0;
   timespec modified_{};
@@ -86,6 +88,7 @@ class File {
 
   const std::string& path() const { return parts_.front().part->path(); }  // of the first part
   bool direct() const;  // all parts are read past the page cache
+  bool uring() const;   // all parts may be read through io_uring
   // Of offsets, lengths and memory; power of two; the largest that a part needs.
   size_t alignment() const { return alignment_; }
   uint64_t size() const { return parts_.back().start + parts_.back().part->size(); }  // with gaps

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from types import TracebackType
 from typing import Final
 
 from edge_rt.errors import EdgeRTError, StorageError, UsageError
 from edge_rt.flash_io._flash_io import Faults, File
 
-__all__ = ["File", "open_file", "set_faults", "storage_errors"]
+__all__ = ["File", "is_file", "is_folder", "is_there", "open_file", "set_faults", "storage_errors"]
 
 # What the drive or the system does wrong. Everything else that opening meets is a wrong name.
 _FAILURES: Final = frozenset(
@@ -52,6 +53,40 @@ def open_file(path: str | os.PathLike[str]) -> File:
     if _faults is not None:
         file.inject(_faults)
     return file
+
+
+def _mode(path: str | os.PathLike[str], follow: bool = True) -> int:
+    """The mode of what ``path`` names, 0 where nothing is; raises `StorageError` when the drive
+    fails, where functions of os.path say that there is nothing."""
+    try:
+        return os.stat(path, follow_symlinks=follow).st_mode
+    except OSError as error:
+        if error.errno in _FAILURES:
+            raise StorageError(f"cannot stat {os.fspath(path)}: {error.strerror}") from None
+    except ValueError:  # a NUL in the path
+        pass
+    return 0
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` names a regular file; raises `StorageError` when the drive fails."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` names a folder; raises `StorageError` when the drive fails."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` names anything, a broken link too; raises `StorageError` when the drive
+    fails."""
+    return _mode(path, follow=False) != 0
+
+
+def failed(error: OSError) -> bool:
+    """Whether ``error`` is the drive's or the system's fault, not a wrong name's."""
+    return error.errno in _FAILURES
 
 
 class storage_errors:

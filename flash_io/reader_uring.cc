@@ -257,6 +257,10 @@ class UringReader final : public Reader {
 
 std::unique_ptr<Reader> make_uring_reader(const File& file, int depth, std::byte* memory,
                                           size_t bytes, std::string* why) {
+  if (!file.uring()) {
+    *why = file.path() + " lies on a FUSE file system, which io_uring may read wrongly";
+    return nullptr;
+  }
   try {
     return std::make_unique<UringReader>(file, depth, memory, bytes);
   } catch (const IoError& error) {

@@ -9,9 +9,9 @@ from array import array
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from edge_rt.errors import ModelError, UsageError
+from edge_rt.errors import ModelError, StorageError, UsageError
 from edge_rt.flash_io._flash_io import File, skip_strings
-from edge_rt.flash_io.files import open_file, storage_errors
+from edge_rt.flash_io.files import failed, open_file, storage_errors
 from edge_rt.sizes import KIB, MIB, PAGE
 
 CHUNK_BYTES: Final = 256 * KIB  # of one read
@@ -50,7 +50,8 @@ def kind_of(head: bytes) -> str:
 
 
 def list_folder(path: str) -> set[str]:
-    """The names in a folder; raises `UsageError` where it cannot be listed."""
+    """The names in a folder; raises `UsageError` where it cannot be listed, `StorageError` when the
+    drive fails."""
     names = set()
     try:
         with os.scandir(path) as entries:
@@ -63,14 +64,16 @@ def list_folder(path: str) -> set[str]:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         if isinstance(error, ModelError):
             raise
+        if isinstance(error, OSError) and failed(error):
+            raise StorageError(f"cannot list {path}: {error.strerror}") from None
         raise UsageError(f"cannot list {clip(path, 300)}: {error}") from None
     return names
 
 
-def read_whole(path: str | os.PathLike[str], limit: int) -> bytes:
+def read_whole(path: str | os.PathLike[str] | File, limit: int) -> bytes:
     """All of a small file. Raises `UsageError` where it cannot be opened, `ModelError` where it has
     more than ``limit`` bytes, `StorageError` when the drive fails."""
-    file = open_file(path)
+    file = path if isinstance(path, File) else open_file(path)
     if file.size > limit:
         raise ModelError(f"{file.path} has {file.size} bytes: {limit} at most")
     content = Cursor(file, 0, file.size).take(file.size, "it")

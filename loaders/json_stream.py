@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_rt.errors import ModelError
-from edge_rt.flash_io.files import open_file, storage_errors
+from edge_rt.flash_io.files import File, open_file, storage_errors
 from edge_rt.loaders.gguf_cursor import Cursor, clip, kind_of
 from edge_rt.sizes import MIB
 
@@ -53,9 +53,9 @@ class JsonStream:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path) -> Iterator[JsonStream]:
+    def open(cls, path: Path | File) -> Iterator[JsonStream]:
         """A whole file; raises `UsageError` when it cannot be opened."""
-        file = open_file(path)
+        file = path if isinstance(path, File) else open_file(path)
         yield cls(Cursor(file, 0, file.size))
         with storage_errors():
             file.check_unchanged()

@@ -23,6 +23,7 @@ from edge_rt.flash_io.files import File, open_file, storage_errors
 from edge_rt.loaders.gguf_cursor import U64, Cursor, clip, kind_of, list_folder, read_whole
 from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.loaders.source import PART_ALIGNMENT, TensorInfo
+from edge_rt.loaders.text_files import TextFiles
 from edge_rt.quant.blocks import BF16, F16, F32
 from edge_rt.sizes import MIB, align_up
 
@@ -93,6 +94,7 @@ class SafetensorsFolder:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self.texts = TextFiles(folder)
         self.parts: tuple[str, ...] = ()
         self.file: File | None = None  # all parts, open
         self._files: list[File] = []
@@ -208,10 +210,13 @@ class SafetensorsFolder:
 
     # -- config.json ----------------------------------------------------------------------------
 
+    def _text(self, name: str) -> File:
+        with _of_the_folder(os.path.join(self.folder, name)) as path:
+            return self.texts.get(name) or open_file(path)  # which says what is wrong
+
     def _read_json(self, name: str) -> dict[str, Any]:
         try:
-            with _of_the_folder(os.path.join(self.folder, name)) as path:
-                value = json.loads(read_whole(path, _MAX_CONFIG_BYTES).decode())
+            value = json.loads(read_whole(self._text(name), _MAX_CONFIG_BYTES).decode())
             json.dumps(value, ensure_ascii=False).encode()  # finds halves of surrogate pairs
         except (ValueError, RecursionError) as error:
             if isinstance(error, ModelError):
@@ -241,8 +246,7 @@ class SafetensorsFolder:
 
     def _index_pairs(self) -> Iterator[tuple[str, str]]:
         """Yield (tensor, file) of the index's weight map."""
-        with _of_the_folder(os.path.join(self.folder, INDEX_NAME)) as path:
-            file = open_file(path)
+        file = self._text(INDEX_NAME)
         if file.size > _MAX_INDEX_BYTES:
             raise self.fail(f"{INDEX_NAME} has {file.size} bytes")
         scan = JsonStream(Cursor(file, 0, file.size))

@@ -9,6 +9,7 @@ from typing import Final, TypeVar, overload
 from edge_rt.errors import ModelError
 from edge_rt.flash_io._flash_io import File
 from edge_rt.loaders.gguf_cursor import LazyArray, clip
+from edge_rt.loaders.text_files import TextFiles
 from edge_rt.quant.blocks import BlockFormat
 
 PART_ALIGNMENT: Final = 1 << 20  # a multiple of what direct reads of any drive need
@@ -50,8 +51,21 @@ class WeightSource:
         self.file_size = file_size
         self.folder: str | None = None
         self.file: File | None = None
+        self._texts: TextFiles | None = None
         self.metadata: dict[str, object] = {}
         self.tensors: dict[str, TensorInfo] = {}
+
+    @property
+    def texts(self) -> TextFiles:
+        """The tokenizer's files, where ``folder`` is one."""
+        if self._texts is None:
+            assert self.folder is not None
+            self._texts = TextFiles(self.folder)
+        return self._texts
+
+    @texts.setter
+    def texts(self, files: TextFiles) -> None:
+        self._texts = files
 
     def fail(self, message: str) -> ModelError:
         """An error that names this source."""

@@ -53,7 +53,18 @@ void StreamRing::plan(const std::vector<int>& wanted) {
     if (oldest_ > cut) oldest_ = cut;
   }
   for (; same < wanted.size(); ++same) append(wanted[same]);
+  if (failed_) forget_failed(lock);
   grant();
+}
+
+void StreamRing::forget_failed(std::unique_lock<std::mutex>& lock) {
+  wait_until_loaded(lock);
+  failed_ = false;
+  uint64_t first = oldest_;
+  while (first < granted_ && slot(first).error == 0) ++first;
+  for (uint64_t sequence = first; sequence < granted_; ++sequence)
+    slot(sequence).ready.store(0, std::memory_order_relaxed);
+  granted_ = first;
 }
 
 uint64_t StreamRing::begin(int segment) {
@@ -121,7 +132,10 @@ void StreamRing::on_done(void* context, uint64_t tag, int error, const char* rea
   std::lock_guard<std::mutex> lock(self->mutex_);
   Slot& s = self->slot(tag);
   s.error = error;
-  if (error != 0) s.reason = reason;
+  if (error != 0) {
+    s.reason = reason;
+    self->failed_ = true;
+  }
   s.ready.store(tag + 1, std::memory_order_release);
   --self->in_flight_;
   // Under the lock: once the last read is seen as done, the ring may be destroyed.
@@ -164,6 +178,7 @@ void StreamRing::wait_until_loaded(std::unique_lock<std::mutex>& lock) {
 void StreamRing::reset() {
   std::unique_lock<std::mutex> lock(mutex_);
   wait_until_loaded(lock);
+  failed_ = false;
   instances_.clear();
   n_begun_ = 0;
   planned_ = granted_ = oldest_ = granted_;

@@ -40,7 +40,8 @@ class StreamRing {
   void set_segments(std::vector<std::vector<StreamBlock>> segments);
 
   // The segments that will be run next, in order. Blocks already read ahead are kept where the
-  // guess was right. REQUIRES: no block is held.
+  // guess was right; what could not be read ahead is asked for again, as nobody has seen the error.
+  // REQUIRES: no block is held.
   void plan(const std::vector<int>& segments);
 
   // Starts the next planned segment, which must be `segment`; returns its first sequence number.
@@ -76,6 +77,7 @@ class StreamRing {
   void grant();  // with mutex_ held: hands out as much memory as there is
   bool allocate(size_t length, size_t* at) const;
   void append(int segment);
+  void forget_failed(std::unique_lock<std::mutex>& lock);  // and what was read behind it
   void wait_until_loaded(std::unique_lock<std::mutex>& lock);
   Slot& slot(uint64_t sequence) { return slots_[sequence % slots_.size()]; }
 
@@ -94,6 +96,7 @@ class StreamRing {
   uint64_t granted_ = 0;            // first sequence number without memory
   uint64_t oldest_ = 0;             // first sequence number that still has memory
   uint64_t in_flight_ = 0;
+  bool failed_ = false;  // one that was read ahead, perhaps
   std::atomic<uint64_t> bytes_requested_{0}, requests_{0};
 };
 

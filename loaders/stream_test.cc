@@ -236,6 +236,14 @@ void test_contract() {
   ring.plan({1, 0});
   CHECK(bench.consume(1, 2, 2, 4) && bench.consume(0, 2, 2, 5));
 
+  // What fails while nobody asks for it is read again once somebody does, and only that.
+  bench.reader.set_failures(1.0);
+  ring.plan({});  // nothing but a guess
+  bench.reader.drain();
+  bench.reader.set_failures(0.0);
+  ring.plan({0, 1});
+  CHECK(bench.consume(0, 2, 1, 8) && bench.consume(1, 2, 1, 9));
+
   // Only what is asked for is counted, in whole pages.
   const uint64_t before = ring.bytes_requested();
   ring.set_segments({{}, {}});

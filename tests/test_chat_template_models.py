@@ -16,6 +16,7 @@ from edge_rt import Engine
 from edge_rt.chat.source import find_template, special_tokens
 from edge_rt.errors import ModelError, UsageError
 from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.loaders.text_files import TextFiles
 from edge_rt.tokenizer import Tokenizer
 
 from .conftest import load_script
@@ -28,6 +29,10 @@ USER = [{"role": "user", "content": "Zoo"}]
 @dataclass
 class Folder:
     folder: str
+
+    @property
+    def texts(self) -> TextFiles:  # of the folder as it is now
+        return TextFiles(self.folder)
 
 
 def gguf(tmp_path: Path, **templates: str) -> GGUFFile:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edge_rt.errors import EdgeRTError, ModelError, UsageError
 from edge_rt.loaders.json_stream import JsonStream
+from edge_rt.loaders.text_files import TextFiles
 from edge_rt.tokenizer import Tokenizer
 from edge_rt.tokenizer.json_file import Pieces, scan
 from edge_rt.tokenizer.unicode_classes import OTHER, collapse
@@ -248,6 +249,7 @@ def test_files_beside_it(tmp_path: Path) -> None:
 
     class Source:
         folder = str(tmp_path)
+        texts = TextFiles(tmp_path)
 
     assert Tokenizer.from_source(Source()).eos_ids == Tokenizer.from_file(folder).eos_ids
     for wrong in (10**6, "x", -1, [True]):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 from edge_rt.errors import ModelError
+from edge_rt.flash_io.files import File
 from edge_rt.loaders.gguf_cursor import read_whole
 from edge_rt.loaders.source import WeightSource
+from edge_rt.loaders.text_files import TextFiles
 from edge_rt.sizes import MIB
 from edge_rt.tokenizer import Tokenizer
 from edge_rt.tokenizer.folder import read_settings
@@ -27,7 +28,7 @@ def find_template(source: WeightSource, tools: bool) -> str | None:
     ``tools``: prefer the template named ``tool_use``, where there is one.
     """
     folder = source.folder
-    named = _in_gguf(source, tools) if folder is None else _in_folder(Path(folder), tools)
+    named = _in_gguf(source, tools) if folder is None else _in_folder(source.texts, tools)
     chosen = (named.get("tool_use") if tools else None) or named.get("default")
     return chosen or None
 
@@ -39,41 +40,31 @@ def _in_gguf(source: WeightSource, tools: bool) -> dict[str, str]:
     return named
 
 
-def _in_folder(folder: Path, tools: bool) -> dict[str, str]:
+def _in_folder(files: TextFiles, tools: bool) -> dict[str, str]:
     """As transformers looks: files of templates go before ``tokenizer_config.json``."""
     named = {}
-    if (path := folder / "chat_template.jinja").is_file():
-        named["default"] = _read_text(path)
-    path = folder / "additional_chat_templates" / "tool_use.jinja"
-    if tools and path.is_file():
-        named["tool_use"] = _read_text(path)
+    if file := files.get("chat_template.jinja"):
+        named["default"] = _read_text(file)
+    if tools and (file := files.get("additional_chat_templates/tool_use.jinja")):
+        named["tool_use"] = _read_text(file)
     if "default" in named:
         return named
-    return {
-        **(
-            _named(
-                read_settings(folder / "tokenizer_config.json", ("chat_template",)).get(
-                    "chat_template"
-                )
-            )
-            or _in_json(folder)
-        ),
-        **named,
-    }
+    said = read_settings(files, "tokenizer_config.json", ("chat_template",)).get("chat_template")
+    return {**(_named(said) or _in_json(files)), **named}
 
 
-def _in_json(folder: Path) -> dict[str, str]:
+def _in_json(files: TextFiles) -> dict[str, str]:
     """``chat_template.json``, which processors of older models have."""
     return _named(
-        read_settings(folder / "chat_template.json", ("chat_template",)).get("chat_template")
+        read_settings(files, "chat_template.json", ("chat_template",)).get("chat_template")
     )
 
 
-def _read_text(path: Path) -> str:
+def _read_text(file: File) -> str:
     try:
-        return read_whole(path, _MAX_BYTES).decode()
+        return read_whole(file, _MAX_BYTES).decode()
     except UnicodeDecodeError:
-        raise ModelError(f"{path} is not UTF-8") from None
+        raise ModelError(f"{file.path} is not UTF-8") from None
 
 
 def _named(value: Any) -> dict[str, str]:
@@ -98,7 +89,7 @@ def special_tokens(source: WeightSource, tokenizer: Tokenizer) -> dict[str, str]
     folder = source.folder
     found = {}
     if folder is not None:
-        settings = read_settings(Path(folder) / "tokenizer_config.json", tuple(_TOKEN_KEYS))
+        settings = read_settings(source.texts, "tokenizer_config.json", tuple(_TOKEN_KEYS))
         for name in _TOKEN_KEYS:
             value = settings.get(name)
             text = value.get("content") if isinstance(value, dict) else value

@@ -52,7 +52,7 @@ _UNSUPPORTED = (
 def huggingface_source(raw: SafetensorsFolder) -> WeightSource:
     """Translate ``raw``; raises `ModelError` for what is unknown, missing or not supported."""
     source = WeightSource(raw.folder, raw.parts, raw.file_size)
-    source.folder, source.file = raw.folder, raw.file
+    source.folder, source.file, source.texts = raw.folder, raw.file, raw.texts
     config = _language_config(raw)
     architecture, family = FAMILIES[config["model_type"]]
     keys = _Translator(raw, config, architecture, family).keys()

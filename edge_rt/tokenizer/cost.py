@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from edge_rt.loaders.source import WeightSource
 from edge_rt.sizes import MIB
-from edge_rt.tokenizer.folder import tokenizer_path
+from edge_rt.tokenizer.folder import tokenizer_file
 from edge_rt.tokenizer.json_file import scan
 from edge_rt.tokenizer.special import MAX_SPECIALS
 
@@ -28,7 +26,7 @@ def tokenizer_bytes(source: WeightSource) -> tuple[int, int]:
     `ModelError` when it cannot be.
     """
     if source.folder is not None:
-        counts = scan(tokenizer_path(Path(source.folder)))
+        counts = scan(tokenizer_file(source.texts))
         return tokenizer_ceilings(
             counts.tokens,
             counts.merges,

@@ -7,13 +7,14 @@ the byte-level ones it normalizes and splits the text (`Library`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edge_rt.errors import ModelError, UsageError
+from edge_rt.flash_io.files import File, is_file, is_there
 from edge_rt.loaders.json_stream import JsonStream
+from edge_rt.loaders.text_files import TextFiles
 from edge_rt.tokenizer.added import AddedToken, AddedTokens, Normalize
 from edge_rt.tokenizer.bpe import LETTER_OF_BYTE, BytePairModel, Merges, RawPairModel
 from edge_rt.tokenizer.json_file import Layout, Pieces, added_token, pair, walk
@@ -74,16 +75,16 @@ def _settled(path: Path, layout: Layout, pieces: Pieces) -> list[AddedToken]:
     return list(found.values())
 
 
-def read_folder(folder: Path, name: str = "tokenizer.json") -> Parts:
+def read_folder(files: TextFiles, name: str = "tokenizer.json") -> Parts:
     """Build the parts of a `Tokenizer` from the files of a Hugging Face folder."""
-    path = tokenizer_path(folder, name)
+    path, file = files.folder / name, tokenizer_file(files, name)
     reader = _Reader(path)
-    layout = walk(path, reader.pieces.take, reader.take_merges)
+    layout = walk(file, reader.pieces.take, reader.take_merges)
     vocabulary = reader.vocabulary
     try:
-        reader.added += _added_later(folder / "tokenizer_config.json", reader)
+        reader.added += _added_later(files, reader)
         model, normalize = _model(layout, reader)
-        ids = _Ids(folder, layout, vocabulary)
+        ids = _Ids(files, layout, vocabulary)
         return Parts(
             vocabulary,
             model,
@@ -95,7 +96,7 @@ def read_folder(folder: Path, name: str = "tokenizer.json") -> Parts:
             strips_space=any(map(_strips, components(layout.parts["decoder"], "decoders"))),
         )
     except ModelError as error:
-        if str(error).startswith(str(folder)):  # it says itself which file of the folder
+        if str(error).startswith(str(files.folder)):  # it says itself which file of the folder
             raise
         raise ModelError(f"{path}: {error}") from None
 
@@ -107,13 +108,14 @@ def _strips(decoder: dict[str, Any]) -> bool:
     return decoder.get("type") == "Strip" and decoder.get("start") not in (None, 0)
 
 
-def _added_later(path: Path, reader: _Reader) -> list[AddedToken]:
+def _added_later(files: TextFiles, reader: _Reader) -> list[AddedToken]:
     """Tokens that only tokenizer_config.json adds, as transformers does when it loads a folder."""
-    if not path.is_file():
+    file = files.get("tokenizer_config.json")
+    if file is None:
         return []
     known = {token.content for token in reader.added}
     found = []
-    with JsonStream.open(path) as stream:
+    with JsonStream.open(file) as stream:
         for key in stream.members():
             if key != "added_tokens_decoder" or stream.peek() != b"{":
                 stream.skip()
@@ -136,19 +138,19 @@ def _added_later(path: Path, reader: _Reader) -> list[AddedToken]:
     return found
 
 
-def tokenizer_path(folder: Path, name: str = "tokenizer.json") -> Path:
+def tokenizer_file(files: TextFiles, name: str = "tokenizer.json") -> File:
     """The file to read; raises when there is only another kind of tokenizer."""
-    path = folder / name
-    if path.is_file():
-        return path
-    if (folder / "tokenizer.model").is_file():
+    if file := files.get(name):
+        return file
+    folder, path = files.folder, files.folder / name
+    if is_file(folder / "tokenizer.model"):
         raise ModelError(
             f"{path} is missing: SentencePiece's tokenizer.model alone is not supported; "
             "transformers' save_pretrained writes the missing file"
         )
-    if os.path.lexists(path):
+    if is_there(path):
         raise ModelError(f"{path} is not a regular file, or a link to one that is not there")
-    if (folder / "config.json").is_file():
+    if is_file(folder / "config.json"):
         raise ModelError(f"{path} is missing: fetch it from where the model's other files are")
     raise UsageError(f"no such file: {path}")
 
@@ -195,11 +197,11 @@ def _model(layout: Layout, reader: _Reader) -> tuple[Model, Normalize]:
 class _Ids:
     """Ids that other files of the folder name, and whether a prompt gets them."""
 
-    def __init__(self, folder: Path, layout: Layout, vocabulary: Vocabulary) -> None:
+    def __init__(self, files: TextFiles, layout: Layout, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         asked = ("bos_token", "eos_token", "add_bos_token", "add_eos_token")
-        config = read_settings(folder / "tokenizer_config.json", asked)
-        named = {**read_settings(folder / "special_tokens_map.json", asked), **config}
+        config = read_settings(files, "tokenizer_config.json", asked)
+        named = {**read_settings(files, "special_tokens_map.json", asked), **config}
         before, after = _template(layout.parts.get("post_processor"))
         self.bos = self._token(named.get("bos_token"))
         if self.bos is None and before:
@@ -210,10 +212,10 @@ class _Ids:
         end = self._token(named.get("eos_token"))
         ends |= set() if end is None else {end}
         for name in ("generation_config.json", "config.json"):
-            settings = read_settings(folder / name, ("eos_token_id", "text_config"))
+            settings = read_settings(files, name, ("eos_token_id", "text_config"))
             inner = settings.get("text_config")
             for one in (settings, inner if isinstance(inner, dict) else {}):
-                ends |= self._numbers(folder / name, one.get("eos_token_id"))
+                ends |= self._numbers(files.folder / name, one.get("eos_token_id"))
         self.ends = frozenset(ends)
         bos, eos = config.get("add_bos_token"), config.get("add_eos_token")
         self.add_bos = bos if isinstance(bos, bool) else bool(before)
@@ -258,14 +260,14 @@ def _template(post_processor: Any) -> tuple[list[str], list[str]]:
     return [], []
 
 
-def read_settings(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
+def read_settings(files: TextFiles, name: str, wanted: tuple[str, ...]) -> dict[str, Any]:
     """The ``wanted`` members of a JSON object, none when there is no such file.
 
     The rest is not kept: gemma's tokenizer_config.json has more than 1 MiB of added tokens.
     """
     found: dict[str, Any] = {}
-    if path.is_file():
-        with JsonStream.open(path) as stream:
+    if file := files.get(name):
+        with JsonStream.open(file) as stream:
             for key in stream.members():
                 if key in wanted:
                     found[key] = stream.value()

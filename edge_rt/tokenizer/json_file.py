@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_rt.errors import ModelError
+from edge_rt.flash_io.files import File
 from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.tokenizer.added import AddedToken
 from edge_rt.tokenizer.special import MAX_SPECIALS
@@ -68,7 +69,7 @@ TakeVocab = Callable[[JsonStream, Iterator[tuple[bytes, int]]], int]
 TakeMerges = Callable[[JsonStream, Layout, Iterator[tuple[bytes, bytes | None]]], int]
 
 
-def walk(path: Path, take_vocab: TakeVocab, take_merges: TakeMerges) -> Layout:
+def walk(path: Path | File, take_vocab: TakeVocab, take_merges: TakeMerges) -> Layout:
     """Read a tokenizer.json; vocabulary and merges are handed on as streams, the merges last.
 
     Raises `ModelError` for what is not one, or of a kind that cannot be run exactly.
@@ -239,7 +240,7 @@ class Counts:
     with_library: bool
 
 
-def scan(path: Path) -> Counts:
+def scan(path: Path | File) -> Counts:
     """Count without building: the whole file is read, nothing of it is kept."""
     n_bytes = 0
 

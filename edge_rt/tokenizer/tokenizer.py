@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Final
 
 from edge_rt.errors import ModelError, UsageError
+from edge_rt.flash_io.files import is_folder
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.source import WeightSource
+from edge_rt.loaders.text_files import TextFiles
 from edge_rt.process import release_memory
 from edge_rt.tokenizer.folder import read_folder
 from edge_rt.tokenizer.gguf import read_gguf
@@ -90,10 +92,10 @@ class Tokenizer:
         Raises `UsageError` when there is no such file, `ModelError` when it cannot be used.
         """
         file = Path(path)
-        if file.is_dir():
-            return cls(read_folder(file))
+        if is_folder(file):
+            return cls(read_folder(TextFiles(file)))
         if file.suffix == ".json":
-            return cls(read_folder(file.parent, file.name))
+            return cls(read_folder(TextFiles(file.parent), file.name))
         return cls.from_source(GGUFFile.open(file, allow_unsupported=True))
 
     @classmethod
@@ -103,10 +105,8 @@ class Tokenizer:
         ``n_rows``: of the embedding. Only added tokens, which text without them does not give, may
         lie beyond it, as an image's do in text-only models; other ones raise `ModelError`.
         """
-        if source.folder is None:
-            found = cls(read_gguf(source))
-        else:
-            found = cls(read_folder(Path(source.folder)))
+        in_folder = source.folder is not None
+        found = cls(read_folder(source.texts) if in_folder else read_gguf(source))
         beyond = range(found.n_vocab if n_rows is None else n_rows, found.n_vocab)
         if any(map(found.is_ordinary, beyond)):
             raise ModelError(f"the tokenizer has {found.n_vocab} tokens, the embedding {n_rows}")
