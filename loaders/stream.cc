@@ -8,13 +8,17 @@ namespace {
 
 constexpr size_t kSlots = 4096;  // blocks with memory at one time
 constexpr int kSpins = 2000;     // about 20 us before a waiting thread sleeps
+constexpr auto kPollInterval = std::chrono::milliseconds(20);
 
 }  // namespace
 
 StreamRing::StreamRing(Reader& reader, const File& file, std::byte* memory, size_t bytes)
     : reader_(reader), file_(file), memory_(memory), bytes_(bytes), segments_(2), slots_(kSlots) {}
 
-StreamRing::~StreamRing() { reset(); }
+StreamRing::~StreamRing() {
+  sync::Lock lock(mutex_);
+  arrived_.wait(lock, [this] { return in_flight_ == 0; });
+}
 
 void StreamRing::set_segments(std::vector<std::vector<StreamBlock>> segments) {
   if (segments.size() != 2) throw std::invalid_argument("the ring knows two segments");
@@ -24,7 +28,7 @@ void StreamRing::set_segments(std::vector<std::vector<StreamBlock>> segments) {
         throw std::invalid_argument("a block of " + std::to_string(block.length) +
                                     " bytes does not fit the ring");
   reset();
-  std::lock_guard<std::mutex> lock(mutex_);
+  sync::Lock lock(mutex_);
   segments_ = std::move(segments);
 }
 
@@ -33,15 +37,19 @@ void StreamRing::append(int segment) {
   planned_ += segments_[segment].size();
 }
 
-void StreamRing::plan(const std::vector<int>& wanted) {
-  std::unique_lock<std::mutex> lock(mutex_);
+bool StreamRing::plan(const std::vector<int>& wanted, const std::function<bool()>& poll) {
+  sync::Lock lock(mutex_);
+  if (abandoned_) {
+    if (!wait_until_loaded(lock, poll)) return false;
+    abandoned_ = false;
+  }
   size_t same = 0;
   const size_t n_waiting = instances_.size() - n_begun_;
   while (same < wanted.size() && same < n_waiting &&
          instances_[n_begun_ + same].segment == wanted[same])
     ++same;
   if (same < wanted.size() && same < n_waiting) {  // a wrong guess: take its memory back
-    wait_until_loaded(lock);
+    if (!wait_until_loaded(lock, poll)) return false;
     const uint64_t cut = instances_[n_begun_ + same].first;
     instances_.resize(n_begun_ + same);
     planned_ = cut;
@@ -54,10 +62,11 @@ void StreamRing::plan(const std::vector<int>& wanted) {
   }
   for (; same < wanted.size(); ++same) append(wanted[same]);
   grant();
+  return true;
 }
 
 uint64_t StreamRing::begin(int segment) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  sync::Lock lock(mutex_);
   if (n_begun_ >= instances_.size() || instances_[n_begun_].segment != segment)
     throw std::logic_error("this segment was not planned");
   const uint64_t first = instances_[n_begun_++].first;
@@ -106,19 +115,19 @@ void StreamRing::grant() {
     s.error = 0;
     s.released = false;
     s.ready.store(0, std::memory_order_relaxed);
-    ++in_flight_;
     bytes_requested_.fetch_add(extent.length, std::memory_order_relaxed);
     requests_.fetch_add(1, std::memory_order_relaxed);
     reader_.submit({extent.offset, extent.length, extent.lead + block.length, memory_ + at,
                     &StreamRing::on_done, this, granted_},
                    /*urgent=*/false);
+    ++in_flight_;  // not before: submit may throw, and on_done waits for our lock
     ++granted_;
   }
 }
 
 void StreamRing::on_done(void* context, uint64_t tag, int error, const char* reason) {
   auto* self = static_cast<StreamRing*>(context);
-  std::lock_guard<std::mutex> lock(self->mutex_);
+  sync::Lock lock(self->mutex_);
   Slot& s = self->slot(tag);
   s.error = error;
   if (error != 0) s.reason = reason;
@@ -130,23 +139,20 @@ void StreamRing::on_done(void* context, uint64_t tag, int error, const char* rea
 
 const std::byte* StreamRing::wait(uint64_t sequence, const std::function<bool()>& poll) {
   Slot& s = slot(sequence);
-  for (int i = 0; i < kSpins && s.ready.load(std::memory_order_acquire) != sequence + 1; ++i) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
-  while (s.ready.load(std::memory_order_acquire) != sequence + 1) {
-    if (poll()) return nullptr;
-    std::unique_lock<std::mutex> lock(mutex_);
-    arrived_.wait_for(lock, std::chrono::milliseconds(20),
-                      [&] { return s.ready.load(std::memory_order_acquire) == sequence + 1; });
+  const auto is_ready = [&] { return s.ready.load(std::memory_order_acquire) == sequence + 1; };
+  if (!sync::spin(kSpins, is_ready)) {
+    while (!is_ready()) {
+      if (poll()) return nullptr;
+      sync::Lock lock(mutex_);
+      arrived_.wait_for(lock, kPollInterval, is_ready);
+    }
   }
   if (s.error != 0) throw IoError(s.error, s.reason);
   return memory_ + s.at + s.lead;
 }
 
 void StreamRing::release(uint64_t sequence) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  sync::Lock lock(mutex_);
   slot(sequence).released = true;
   bool freed = false;
   while (oldest_ < granted_ && slot(oldest_).released) {
@@ -157,16 +163,29 @@ void StreamRing::release(uint64_t sequence) {
   if (freed) grant();
 }
 
-void StreamRing::wait_until_loaded(std::unique_lock<std::mutex>& lock) {
-  arrived_.wait(lock, [this] { return in_flight_ == 0; });
+bool StreamRing::wait_until_loaded(sync::Lock& lock, const std::function<bool()>& poll) {
+  const auto is_idle = [this] { return in_flight_ == 0; };
+  while (!is_idle()) {
+    lock.unlock();
+    const bool stop = poll();
+    lock.lock();
+    if (stop) return false;
+    arrived_.wait_for(lock, kPollInterval, is_idle);
+  }
+  return true;
 }
 
 void StreamRing::reset() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  wait_until_loaded(lock);
+  sync::Lock lock(mutex_);
   instances_.clear();
   n_begun_ = 0;
-  planned_ = granted_ = oldest_ = granted_;
+  planned_ = oldest_ = granted_;
+  abandoned_ = true;
+}
+
+bool StreamRing::drain(const std::function<bool()>& poll) {
+  sync::Lock lock(mutex_);
+  return wait_until_loaded(lock, poll);
 }
 
 }  // namespace edge_rt

@@ -6,13 +6,17 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
 
+#include "edge_rt/runtime/gate.h"
 #include "edge_rt/runtime/runtime.h"
 #include "edge_rt/runtime/sampler.h"
 
@@ -24,8 +28,13 @@ namespace {
 
 using Path = std::filesystem::path;  // names of files need not be UTF-8, as strings of Python's
 
+// Python runs signal handlers in its main thread alone. The others must not ask for the GIL within
+// a pass: at the interpreter's end they would be ended there.
+bool is_main_thread() { return syscall(SYS_gettid) == getpid(); }
+
 // True if a signal handler raised (Ctrl-C): its exception is then set for this thread.
 bool signal_raised() {
+  if (!is_main_thread()) return false;
   nb::gil_scoped_acquire gil;
   return PyErr_CheckSignals() != 0;
 }
@@ -166,15 +175,37 @@ void bind_runtime(nb::module_& m) {
             {
               nb::gil_scoped_release unlocked;
               done = r.load(list, [&](uint64_t bytes, uint64_t total) {
+                if (progress.is_none()) return signal_raised();
                 nb::gil_scoped_acquire gil;
-                if (!progress.is_none()) progress(bytes, total);
+                progress(bytes, total);
                 return PyErr_CheckSignals() != 0;
               });
             }
             finish_call(done);
           },
           "runs"_a, "progress"_a.none())
-      .def("plan", &Runtime::plan, "segments"_a)
+      .def(
+          "plan",
+          [](Runtime& r, const std::vector<int>& segments) {
+            if (r.plan(segments, [] { return true; })) return;  // mostly there is no need to wait
+            bool done;
+            {
+              nb::gil_scoped_release unlocked;
+              done = r.plan(segments, signal_raised);
+            }
+            finish_call(done);
+          },
+          "segments"_a)
+      .def("cancel", &Runtime::cancel)
+      .def("close",
+           [](Runtime& r) {
+             bool done;
+             {
+               nb::gil_scoped_release unlocked;
+               done = r.close(signal_raised);
+             }
+             finish_call(done);
+           })
       .def(
           "run",
           [](Runtime& r, const std::vector<int32_t>& tokens, int position, bool with_head) {
@@ -260,7 +291,19 @@ NB_MODULE(_runtime, m) {
   mallopt(M_TRIM_THRESHOLD, 256 * 1024);
 
   nb::exception<IoError>(m, "IoError", PyExc_OSError);
+  nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const UseError& error) {
+      PyErr_SetString(nb::module_::import_("edge_rt.errors").attr("UsageError").ptr(),
+                      error.what());
+    }
+  });
 
+  nb::class_<Hold>(m, "Hold")
+      .def("__enter__", [](nb::handle self) { return nb::borrow(self); })
+      .def("__exit__", [](Hold& hold, nb::args) { hold.release(); });
+  nb::class_<Gate>(m, "Gate").def(nb::init<>()).def("enter", &Gate::enter);
   nb::class_<Arena>(m, "Arena")
       .def(nb::init<size_t>(), "bytes"_a)
       .def_prop_ro("size", &Arena::size)
