@@ -36,7 +36,7 @@ Ram = Annotated[
 Ctx = Annotated[int | None, typer.Option(metavar="N", help="context in tokens")]
 Threads = Annotated[int | None, typer.Option(metavar="N", help="compute threads")]
 Kv = Annotated[str, typer.Option(metavar="f16|f32", help="elements of the KV cache")]
-Io = Annotated[str, typer.Option(metavar="auto|pread", help="how the drive is read")]
+Io = Annotated[str, typer.Option(metavar="auto|uring|pread", help="how the drive is read")]
 WeightCap = Annotated[
     str | None, typer.Option(metavar="SIZE", help="keep at most this much weight resident (tests)")
 ]
@@ -130,7 +130,10 @@ def open_engine(path: str, ram: str | None, **settings: Any) -> Engine:
     """An `Engine` for ``--ram``, with its loading shown; ``settings`` as `Engine` takes them."""
     from edge_rt.engine import Engine
 
-    return Engine(path, budget_of(ram), progress=loading_progress(), **settings)
+    engine = Engine(path, budget_of(ram), progress=loading_progress(), **settings)
+    if settings.get("io") == "uring" and engine.io != "uring":
+        say(f"reading with {engine.io}: {engine.why_no_uring}")
+    return engine
 
 
 def parse_bias(pairs: list[str] | None) -> dict[int, float]:
@@ -208,6 +211,7 @@ def run_report(engine: Any, completion: Any) -> dict[str, Any]:
         "peak_rss_bytes": memory["peak"],
         "model_bytes": engine.source.file_size,
         "resident_bytes": engine.plan.resident_bytes,
+        "io": engine.io,
         "flash_bytes_read": counters["flash_bytes"],
         "flash_bytes_per_token": stats["flash_bytes_per_token"],
         "cache": {"hits": counters["block_hits"], "misses": counters["block_misses"]},

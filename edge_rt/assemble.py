@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from edge_rt.planner import N_IO_THREADS, Plan, Planner
+from edge_rt.flash_io._flash_io import File
+from edge_rt.planner import Plan, Planner
 from edge_rt.program import LOGITS, ROPE, MatrixUse, Operation, Program, X
-from edge_rt.runtime._runtime import Arena, File, Runtime
+from edge_rt.runtime._runtime import Arena, Runtime
 
 
-def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str) -> Runtime:
+def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str, io: str) -> Runtime:
     """Build a `Runtime` that executes ``planner.program`` as ``plan`` laid it out; loads
     nothing."""
     program, settings = planner.program, plan.settings
@@ -16,7 +17,7 @@ def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str) -
         file,
         isa=isa,
         n_threads=settings.n_threads,
-        n_io_threads=N_IO_THREADS,
+        io=io,
         max_tokens=plan.pass_tokens,
     )
     buffers = {

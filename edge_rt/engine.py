@@ -23,6 +23,7 @@ from edge_rt.errors import (
     StorageError,
     UsageError,
 )
+from edge_rt.flash_io.files import File, storage_errors
 from edge_rt.forecast import learn
 from edge_rt.generation import Completion
 from edge_rt.library import find_model
@@ -31,7 +32,7 @@ from edge_rt.lowering import build_program
 from edge_rt.planner import Plan, Planner, Settings, default_threads, reusable
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS
-from edge_rt.runtime._runtime import Arena, File, Runtime, Sampler, isa_name
+from edge_rt.runtime._runtime import Arena, Runtime, Sampler, isa_name
 from edge_rt.sampling import Sampling
 from edge_rt.sizes import format_size, parse_size
 from edge_rt.source import open_source
@@ -49,13 +50,11 @@ def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Pl
     """Open a model (a path, a name that `find_model` knows, None: the demo model), check its
     directory and get ready to plan."""
     source = open_source(find_model(model))
-    try:
-        file = File(list(source.parts))
-    except OSError as error:
-        raise StorageError(str(error)) from error
+    file = source.file
+    assert file is not None
 
     def read_floats(tensor: TensorInfo) -> bytes:
-        with _translated():
+        with storage_errors():
             return file.read(tensor.offset, tensor.n_bytes)
 
     return source, Planner(source, build_program(source, read_floats), file.alignment), file
@@ -128,8 +127,8 @@ class Engine:
         weight_cap: str | int | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if io not in ("auto", "pread"):
-            raise UsageError(f"io is {io!r}: this build has auto and pread")
+        if io not in ("auto", "uring", "pread"):
+            raise UsageError(f"io is {io!r}: it must be auto, uring or pread")
         started = time.perf_counter()
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -137,6 +136,7 @@ class Engine:
         self._arena: Arena | None = None
         self._progress = progress
         self._isa = _isa()
+        self._io = io
         self.source, self._planner, self._file = open_planner(model)
         self._settings = make_settings(self._planner, ram, ctx, threads, kv, weight_cap)
         self._plan = self._planner.plan(self._settings)
@@ -170,7 +170,7 @@ class Engine:
                 self._arena = Arena(plan.arena_bytes)
             else:
                 self._arena.resize(plan.arena_bytes, kept=plan.kv_bytes)
-            runtime = assemble(self._planner, plan, self._arena, self._file, self._isa)
+            runtime = assemble(self._planner, plan, self._arena, self._file, self._isa, self._io)
             runtime.load(
                 [(run.file_offset, run.n_bytes, run.arena_offset) for run in plan.runs],
                 self._progress,
@@ -226,6 +226,16 @@ class Engine:
     def plan(self) -> Plan:
         """The decision in force."""
         return self._plan
+
+    @property
+    def io(self) -> str:
+        """What reads the drive: ``"uring"`` or ``"pread"``."""
+        return self._running().io
+
+    @property
+    def why_no_uring(self) -> str:
+        """Why `io` is ``"pread"`` where io_uring was allowed; empty otherwise."""
+        return self._running().why_no_uring
 
     @property
     def n_vocab(self) -> int:
@@ -300,7 +310,7 @@ class Engine:
         for start in starts:
             part = list(tokens[start : start + step])
             self._written = max(self._written, start + len(part))
-            with _translated():
+            with storage_errors():
                 runtime.run(part, start, with_head=start + step >= len(tokens))
             self._history.extend(part)
 
@@ -312,7 +322,7 @@ class Engine:
             raise UsageError(f"the context of {self.ctx} tokens is full")
         runtime.plan([LAYERS, HEAD])
         self._written = max(self._written, len(self._history) + 1)
-        with _translated():
+        with storage_errors():
             runtime.run([token], len(self._history), with_head=True)
         self._history.append(token)
 
@@ -336,11 +346,11 @@ class Engine:
         for start, end, heads in work:
             part = list(tokens[start:end])
             self._written = max(self._written, end)
-            with _translated():
+            with storage_errors():
                 runtime.run(part, start, with_head=False)
             self._history.extend(part)
             for row, count in heads:
-                with _translated():
+                with storage_errors():
                     runtime.run_head(row - start, count)
                 for offset in range(count):
                     yield row + offset, offset
@@ -519,25 +529,9 @@ class _Exclusive:
         self._lock.release()
 
 
-class _translated:
-    """Turns the C++ reader's errors into ours."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, OSError) and not isinstance(error, EdgeRTError):
-            raise StorageError(str(error)) from error
-
-
 def _as_ours(error: BaseException) -> BaseException:
     if isinstance(error, OSError) and not isinstance(error, EdgeRTError):
-        return StorageError(str(error))
+        return StorageError(error.strerror or str(error))
     if type(error) is MemoryError:
         return BudgetError("the system refused the memory that the budget allows")
     return error

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edge_rt.demo import FILE_NAME, cache_dir, demo_path
 from edge_rt.errors import EdgeRTError, ModelError, UsageError
-from edge_rt.loaders.gguf_cursor import Cursor, clip, list_folder, open_file
+from edge_rt.loaders.gguf_cursor import clip, list_folder, read_whole
 from edge_rt.source import gguf_models, locate
 
 _MAX_MODELS = 10_000  # looked at in one store
@@ -143,15 +143,10 @@ def _names(folder: Path) -> set[str]:
 
 
 def _read_text(path: Path, limit: int) -> str:
-    fd, identity = open_file(str(path))
     try:
-        if identity.size > limit:
-            raise ModelError(f"{path} has {identity.size} bytes: {limit} at most")
-        return Cursor(fd, identity.path, 0, identity.size).take(identity.size, "it").decode()
+        return read_whole(path, limit).decode()
     except UnicodeDecodeError:
         raise ModelError(f"{path} is not UTF-8") from None
-    finally:
-        os.close(fd)
 
 
 # -- the Hugging Face cache ------------------------------------------------------------------------

@@ -26,7 +26,7 @@ MIN_LOGIT_ROWS = 16
 _LEAST_ACTIVATION_BYTES = 5 * MIB
 _LEAST_LOGIT_BYTES = 2 * MIB
 _FEWEST_PASS_TOKENS = 16
-N_IO_THREADS = 4
+N_IO_THREADS = 4  # kPreadThreads of flash_io/reader.h; io_uring takes one
 _MIN_RING_TILES = 4
 # A ring that stays in the last-level cache: 8 MiB streamed 1.25 times as fast as 32 MiB
 # (docs/measurements.md), because what the drive delivered is computed with before it leaves it.

@@ -8,6 +8,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "flash_io/transfer.h"
+
 namespace edge_rt {
 namespace {
 
@@ -34,53 +36,102 @@ size_t direct_alignment(int fd) {
   return 4096;
 }
 
-}  // namespace
-
-File::Descriptor::~Descriptor() {
-  if (fd_ >= 0) close(fd_);
+bool same_time(const timespec& a, const timespec& b) {
+  return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
 }
 
-File::Part File::open_part(const std::string& path, bool direct) {
+}  // namespace
+
+Part::Part(const std::string& path, bool direct) : path_(path) {
   // O_NONBLOCK: a FIFO must not block us.
-  Descriptor fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (fd.get() < 0) throw IoError::of(errno, "cannot open " + path);
+  fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd_ < 0) throw IoError::of(errno, "cannot open " + path);
+  // From here on the destructor does not run if we throw.
+  const auto fail = [this](const IoError& error) {
+    close(fd_);
+    throw error;
+  };
   struct stat info;
-  if (fstat(fd.get(), &info) != 0) throw IoError::of(errno, "cannot stat " + path);
-  if (!S_ISREG(info.st_mode)) throw IoError(EINVAL, path + " is not a regular file");
-  const uint64_t size = static_cast<uint64_t>(info.st_size);
-  const size_t alignment = direct ? direct_alignment(fd.get()) : 0;
+  if (fstat(fd_, &info) != 0) fail(IoError::of(errno, "cannot stat " + path));
+  if (S_ISDIR(info.st_mode)) fail(IoError(EISDIR, path + " is a folder, a file is needed"));
+  if (!S_ISREG(info.st_mode)) fail(IoError(EINVAL, path + " is not a regular file"));
+  size_ = static_cast<uint64_t>(info.st_size);
+  modified_ = info.st_mtim;
+  const size_t alignment = direct ? direct_alignment(fd_) : 0;
   if (alignment != 0) {
-    Descriptor again(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT));
+    const int again = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT | O_NONBLOCK);
     struct stat same;
     // The same file must answer: a rename between the two opens would mix two files.
-    if (again.get() >= 0 && fstat(again.get(), &same) == 0 && same.st_ino == info.st_ino &&
-        same.st_dev == info.st_dev)
-      return {path, std::move(again), true, alignment, 0, size};
+    if (again >= 0 && fstat(again, &same) == 0 && same.st_ino == info.st_ino &&
+        same.st_dev == info.st_dev) {
+      close(fd_);
+      fd_ = again;
+      alignment_ = alignment;
+      direct_ = true;
+      return;
+    }
+    if (again >= 0) close(again);
   }
-  posix_fadvise(fd.get(), 0, 0, POSIX_FADV_RANDOM);  // no read-ahead into the page cache
-  return {path, std::move(fd), false, 4096, 0, size};
+  posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM);  // no read-ahead into the page cache
+}
+
+Part::~Part() { close(fd_); }
+
+uint64_t Part::size_now() const {
+  struct stat info;
+  if (fstat(fd_, &info) != 0) throw IoError::of(errno, "cannot stat " + path_);
+  return static_cast<uint64_t>(info.st_size);
+}
+
+void Part::check_unchanged() const {
+  struct stat info;
+  if (fstat(fd_, &info) != 0) throw IoError::of(errno, "cannot stat " + path_);
+  const uint64_t size = static_cast<uint64_t>(info.st_size);
+  if (size < size_)
+    throw IoError(
+        EIO, path_ + " ends at byte " + std::to_string(size) + ": it became shorter while in use");
+  if (size != size_ || !same_time(info.st_mtim, modified_))
+    throw IoError(ESTALE, path_ + " changed while in use: what was read of it may be of two files");
+}
+
+void Part::give_up_direct() {
+  // The flag may go while others read: each read takes it as it finds it.
+  const int flags = fcntl(fd_, F_GETFL);
+  if (flags < 0 || fcntl(fd_, F_SETFL, flags & ~O_DIRECT) != 0)
+    throw IoError::of(errno, "cannot read " + path_ + " through the page cache");
+  direct_.store(false, std::memory_order_relaxed);
+  posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM);
 }
 
 File::File(const std::vector<std::string>& paths, bool direct) {
   if (paths.empty()) throw IoError(EINVAL, "a model has at least one file");
-  uint64_t start = 0;
-  for (const std::string& path : paths) {
-    parts_.push_back(open_part(path, direct));
-    Part& part = parts_.back();
-    part.start = start;
-    start = (start + part.size + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
-    alignment_ = std::max(alignment_, part.alignment);
+  for (const std::string& path : paths) append(std::make_shared<Part>(path, direct));
+}
+
+File::File(const std::vector<const File*>& files) {
+  for (const File* file : files) {
+    for (const Placed& placed : file->parts_) append(placed.part);
+    if (file->faults_) faults_ = file->faults_;
   }
+  if (parts_.empty()) throw IoError(EINVAL, "a model has at least one file");
+}
+
+void File::append(std::shared_ptr<Part> part) {
+  const uint64_t end = parts_.empty() ? 0 : size();
+  const uint64_t start = (end + kPartAlignment - 1) / kPartAlignment * kPartAlignment;
+  alignment_ = std::max(alignment_, part->alignment());
+  parts_.push_back({std::move(part), start});
 }
 
 bool File::direct() const {
-  return std::all_of(parts_.begin(), parts_.end(), [](const Part& part) { return part.direct; });
+  return std::all_of(parts_.begin(), parts_.end(),
+                     [](const Placed& p) { return p.part->direct(); });
 }
 
 size_t File::part_at(uint64_t offset) const {
   const auto after =
       std::upper_bound(parts_.begin() + 1, parts_.end(), offset,
-                       [](uint64_t value, const Part& part) { return value < part.start; });
+                       [](uint64_t value, const Placed& placed) { return value < placed.start; });
   return static_cast<size_t>(after - parts_.begin()) - 1;
 }
 
@@ -92,37 +143,25 @@ AlignedExtent File::cover(uint64_t offset, size_t length) const {
   // The extent, too, ends where the next part begins or before: that is a multiple of any mask + 1.
   if (next < parts_.size() && offset + length > parts_[next].start)
     throw IoError(EINVAL, std::to_string(length) + " bytes at " + std::to_string(offset) +
-                              " lie in " + parts_[next - 1].path + " and in the part after it");
+                              " lie in " + parts_[next - 1].part->path() +
+                              " and in the part after it");
   return {first, static_cast<size_t>(end - first), static_cast<size_t>(offset - first)};
 }
 
 void File::read(uint64_t offset, size_t length, size_t needed, std::byte* destination) const {
-  const size_t index = part_at(offset);
-  const Part& part = parts_[index];
-  if (index + 1 < parts_.size() && offset + length > parts_[index + 1].start)
-    throw IoError(EINVAL, "a read of " + std::to_string(length) + " bytes at " +
-                              std::to_string(offset) + " leaves " + part.path);
-  const uint64_t at = offset - part.start;  // in the part
-  const auto shorter = [&part](uint64_t end) {
-    return IoError(EIO, part.path + " ends at byte " + std::to_string(end) +
-                            ": it became shorter while in use");
-  };
-  size_t done = 0;
-  while (done < needed) {
-    const ssize_t n =
-        pread(part.fd.get(), destination + done, length - done, static_cast<off_t>(at + done));
-    if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-    if (n < 0)
-      throw IoError::of(errno, "reading " + std::to_string(length - done) + " bytes at " +
-                                   std::to_string(at + done) + " of " + part.path);
-    if (n == 0) throw shorter(at + done);
-    done += static_cast<size_t>(n);
-    // Direct reads stop off the grid only at the end of the file.
-    if (done < needed && part.direct && done % part.alignment != 0) throw shorter(at + done);
+  Transfer transfer(*this, offset, length, needed, destination);
+  while (const auto ask = transfer.next()) {
+    if (ask->answer) {
+      transfer.take(*ask->answer);
+    } else {
+      const ssize_t n = pread(ask->fd, ask->to, ask->length, static_cast<off_t>(ask->offset));
+      transfer.take(n < 0 ? -errno : n);
+    }
   }
-  if (!part.direct)
-    posix_fadvise(part.fd.get(), static_cast<off_t>(at), static_cast<off_t>(length),
-                  POSIX_FADV_DONTNEED);
+}
+
+void File::check_unchanged() const {
+  for (const Placed& placed : parts_) placed.part->check_unchanged();
 }
 
 }  // namespace edge_rt

@@ -1,5 +1,6 @@
 // File and pread reader against the written content, direct and buffered.
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "flash_io/faults.h"
 #include "flash_io/reader.h"
 #include "tests/native/check.h"
 #include "tests/native/temp_file.h"
@@ -88,7 +90,7 @@ void test_errors(bool direct) {
     CHECK(std::strstr(problem.what(), missing.c_str()) != nullptr);
   }
   CHECK_THROWS(IoError, "not a regular file", File("/dev/null", direct));
-  CHECK_THROWS(IoError, "not a regular file", File(".", direct));
+  CHECK_THROWS(IoError, "is a folder", File(".", direct));
   TempFile temp(test_content(100000));
   const File file(temp.path(), direct);
   const Aligned<> memory = aligned_memory(131072);
@@ -154,25 +156,151 @@ struct Batch {
   }
 };
 
-void test_reader(const File& file) {
-  for (int n_threads : {1, 2, 5}) {
+struct Backend {
+  const char* name;
+  std::unique_ptr<Reader> (*make)(const File& file, int depth, std::byte* memory, size_t bytes);
+};
+
+std::unique_ptr<Reader> make_pread(const File& file, int depth, std::byte*, size_t) {
+  return make_pread_reader(file, depth);
+}
+
+std::unique_ptr<Reader> make_uring(const File& file, int depth, std::byte* memory, size_t bytes) {
+  std::string why;
+  auto reader = make_uring_reader(file, depth, memory, bytes, &why);
+  if (!reader) throw std::runtime_error(why);
+  return reader;
+}
+
+// What this machine has.
+std::vector<Backend> backends(const File& file) {
+  std::vector<Backend> found = {{"pread", make_pread}};
+  std::string why;
+  if (make_uring_reader(file, 1, nullptr, 0, &why)) {
+    found.push_back({"uring", make_uring});
+  } else {
+    std::fprintf(stderr, "uring is not tested: %s\n", why.c_str());
+  }
+  return found;
+}
+
+void run_batches(const File& file, const std::vector<std::unique_ptr<Batch>>& batches,
+                 const Backend& backend, int depth) {
+  // The first batch lies in registered memory.
+  std::byte* first = batches[0]->items[0].memory.get();
+  const auto reader = backend.make(file, depth, first, batches[0]->items[0].extent.length);
+  reader->drain();  // nothing to wait for
+  std::vector<std::thread> threads;
+  for (size_t i = 0; i < batches.size(); ++i)
+    threads.emplace_back([&, i] { batches[i]->submit(*reader, 20 + i); });
+  for (std::thread& thread : threads) thread.join();
+  reader->drain();
+  for (const auto& batch : batches) batch->check_all();
+}
+
+void test_reader(const File& file, const Backend& backend) {
+  for (int depth : {1, 2, 5}) {
     std::vector<std::unique_ptr<Batch>> batches;
     for (int i = 0; i < 4; ++i) batches.push_back(std::make_unique<Batch>(file, 10 + i, 250));
-    const auto reader = make_pread_reader(file, n_threads);
-    reader->drain();  // nothing to wait for
-    std::vector<std::thread> threads;
-    for (size_t i = 0; i < batches.size(); ++i)
-      threads.emplace_back([&, i] { batches[i]->submit(*reader, 20 + i); });
-    for (std::thread& thread : threads) thread.join();
-    reader->drain();
-    for (const auto& batch : batches) batch->check_all();
+    run_batches(file, batches, backend, depth);
   }
   // Destruction runs what is queued.
   Batch batch(file, 30, 400);
   {
-    const auto reader = make_pread_reader(file, 3);
+    const auto reader = backend.make(file, 3, nullptr, 0);
     batch.submit(*reader, 31);
   }
+  batch.check_all();
+}
+
+// A drive that interrupts, hesitates and gives less than was asked for gives the same bytes.
+void test_chaos(const std::string& path, bool direct, const Backend& backend) {
+  File file(path, direct);
+  const auto faults = std::make_shared<Faults>();
+  file.inject(faults);
+  faults->set_chaos(0.3, 7);
+  std::vector<std::unique_ptr<Batch>> batches;
+  for (int i = 0; i < 2; ++i) batches.push_back(std::make_unique<Batch>(file, 60 + i, 150));
+  run_batches(file, batches, backend, 4);
+  CHECK(faults->hits() > 50);
+  test_read(file);
+}
+
+// Errors, and what they say, are the same whatever the backend.
+void test_faults(const std::string& path, bool direct, const Backend& backend) {
+  const auto outcome = [&](const Faults::Rule& rule, std::string* reason) {
+    File file(path, direct);
+    const auto faults = std::make_shared<Faults>();
+    file.inject(faults);
+    faults->add(rule);
+    struct Done {
+      int error = -1;
+      std::string reason;
+    } done;
+    const Aligned<> memory = aligned_memory(65536, file.alignment());
+    backend.make(file, 2, memory.get(), 65536)
+        ->submit({65536, 65536, 65536, memory.get(),
+                  [](void* context, uint64_t, int error, const char* text) {
+                    static_cast<Done*>(context)->error = error;
+                    static_cast<Done*>(context)->reason = text;
+                  },
+                  &done, 0},
+                 false);
+    *reason = done.reason;
+    if (done.error == 0) CHECK(holds_content(memory.get(), 65536, 65536));
+    return done.error;
+  };
+  using Kind = Faults::Kind;
+  std::string reason;
+  for (const int error : {EIO, ENXIO, ENODEV, ENOTCONN}) {
+    CHECK(outcome({Kind::kError, error, ""}, &reason) == error);
+    CHECK(reason.find("at 65536 of " + path) != std::string::npos);
+    // On the second ask, too: behind what a short read has brought.
+    CHECK(outcome({Kind::kError, error, "", 69632}, &reason) == error);
+    CHECK(outcome({Kind::kError, error, "", 0, 65536}, &reason) == 0);
+  }
+  CHECK(outcome({Kind::kError, EINTR, "", 0, UINT64_MAX, 0, 10}, &reason) == 0);
+  CHECK(outcome({Kind::kError, EAGAIN, "", 0, UINT64_MAX, 0, 10}, &reason) == 0);
+  CHECK(outcome({Kind::kError, EINTR, ""}, &reason) == EINTR);
+  CHECK(outcome({Kind::kError, EAGAIN, ""}, &reason) == EAGAIN);
+  CHECK(reason.find("brought nothing") != std::string::npos);
+  CHECK(outcome({Kind::kEnd, 0, ""}, &reason) == EIO);
+  CHECK(outcome({Kind::kEnd, 0, "", 0, UINT64_MAX, 0, 3}, &reason) == 0);
+  CHECK(outcome({Kind::kDelay, 30, ""}, &reason) == 0);
+  for (const int most : {1, 100, 511, 512, 4095, 4096, 5000, 65535})
+    CHECK_CASE(outcome({Kind::kShort, most, "", 0, UINT64_MAX, 0, 6}, &reason) == 0, "%d", most);
+  CHECK(outcome({Kind::kShort, 5000, ""}, &reason) == 0);
+  CHECK(outcome({Kind::kShort, 777, ""}, &reason) == 0);  // no direct read can be that short
+  CHECK(outcome({Kind::kError, EINVAL, "", 0, UINT64_MAX, 0, 1}, &reason) == (direct ? 0 : EINVAL));
+}
+
+void test_unchanged() {
+  TempFile temp(test_content(10000));
+  const auto fresh = [&] { return std::make_unique<File>(temp.path(), true); };
+  auto file = fresh();
+  file->check_unchanged();
+  chmod(temp.path().c_str(), 0640);  // not the content
+  file->check_unchanged();
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // clocks of file systems tick slowly
+  temp.write(test_content(10000, 5));
+  CHECK_THROWS(IoError, "changed while in use", file->check_unchanged());
+  file = fresh();
+  temp.truncate(9000);
+  CHECK_THROWS(IoError, "became shorter", file->check_unchanged());
+  file = fresh();
+  temp.truncate(10001);
+  CHECK_THROWS(IoError, "changed while in use", file->check_unchanged());
+  const File other(fresh()->path(), true);
+  const File joined({&other, file.get()});
+  CHECK_THROWS(IoError, "changed while in use", joined.check_unchanged());
+}
+
+// Completions come in another order, each once.
+void test_reorder(const File& file, const Backend& backend) {
+  Batch batch(file, 80, 60);
+  const auto reader = make_reordering_reader(backend.make(file, 4, nullptr, 0), 3);
+  batch.submit(*reader, 81);
+  reader->drain();
   batch.check_all();
 }
 
@@ -282,19 +410,15 @@ void test_parts(bool direct, const char* other) {
     CHECK_THROWS(IoError, "leaves", file.read(next - unit, 2 * unit, 1, memory.get()));
     file.cover(next - 1, 1);
   }
-  for (int n_threads : {1, 3}) {
-    const auto reader = make_pread_reader(file, n_threads);
-    std::vector<std::unique_ptr<Batch>> batches;
-    for (size_t i = 0; i <= last; ++i)
-      if (parts.sizes[i] != 0)
-        batches.push_back(
-            std::make_unique<Batch>(file, 40 + i, 100, parts.starts[i], parts.sizes[i]));
-    std::vector<std::thread> threads;
-    for (size_t i = 0; i < batches.size(); ++i)
-      threads.emplace_back([&, i] { batches[i]->submit(*reader, 50 + i); });
-    for (std::thread& thread : threads) thread.join();
-    reader->drain();
-    for (const auto& batch : batches) batch->check_all();
+  for (const Backend& backend : backends(file)) {
+    for (int depth : {1, 3}) {
+      std::vector<std::unique_ptr<Batch>> batches;
+      for (size_t i = 0; i <= last; ++i)
+        if (parts.sizes[i] != 0)
+          batches.push_back(
+              std::make_unique<Batch>(file, 40 + i, 100, parts.starts[i], parts.sizes[i]));
+      run_batches(file, batches, backend, depth);
+    }
   }
   const Aligned<> memory = aligned_memory(kUnit, unit);
   parts.files[0]->truncate(5000);  // an inner part that becomes shorter
@@ -337,7 +461,7 @@ void test_part_errors(bool direct) {
   const int before = next_descriptor();
   CHECK_THROWS(IoError, "at least one file", File(std::vector<std::string>(), direct));
   CHECK_THROWS(IoError, "no_such_file", File({temp.path(), "no_such_file"}, direct));
-  CHECK_THROWS(IoError, "not a regular file", File({temp.path(), ".", temp.path()}, direct));
+  CHECK_THROWS(IoError, "is a folder", File({temp.path(), ".", temp.path()}, direct));
   CHECK(next_descriptor() == before);  // what was open when it failed is closed
 }
 
@@ -355,7 +479,12 @@ int main() {
     test::section("cover", [&] { test_cover(file); });
     test::section("read", [&] { test_read(file); });
     test::section("errors", [&] { test_errors(direct); });
-    test::section("reader", [&] { test_reader(file); });
+    for (const Backend& backend : backends(file)) {
+      test::section("reader", [&] { test_reader(file, backend); });
+      test::section("chaos", [&] { test_chaos(temp.path(), direct, backend); });
+      test::section("faults", [&] { test_faults(temp.path(), direct, backend); });
+      test::section("reorder", [&] { test_reorder(file, backend); });
+    }
     test::section("urgent", [&] { test_urgent(file); });
     test::section("part errors", [&] { test_part_errors(direct); });
     test::section("parts", [&] { test_parts(direct, nullptr); });
@@ -363,6 +492,7 @@ int main() {
     if (access("/dev/shm", W_OK) == 0)
       test::section("mixed parts", [&] { test_parts(direct, "/dev/shm"); });
   }
+  test::section("unchanged", test_unchanged);
   test::section("buffered part", test_buffered_part);
   return test::finish("flash_io_test");
 }

@@ -1,7 +1,9 @@
-// Asynchronous reads of one file. Backends share this interface and are tested against each other.
+// Asynchronous reads of one file. Backends share this interface and are tested against each other;
+// what a read is (retries, errors) all of them have from transfer.h.
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "flash_io/file.h"
 
@@ -28,7 +30,22 @@ class Reader {
   virtual const char* name() const = 0;
 };
 
+// Reads in flight at one time where nobody says otherwise.
+constexpr int kPreadThreads = 4, kUringDepth = 32;
+
 // A small pool of threads that call pread. `file` must outlive the reader.
 std::unique_ptr<Reader> make_pread_reader(const File& file, int n_threads);
+
+// One thread and an io_uring. `memory`: where most reads will go, registered with the kernel if it
+// lets us (it pins the pages, so `bytes` of it must be needed anyway). Null where the kernel, its
+// settings or this build have no io_uring; `why` then says so.
+std::unique_ptr<Reader> make_uring_reader(const File& file, int depth, std::byte* memory,
+                                          size_t bytes, std::string* why);
+
+// `io`: "pread", or "uring" or "auto": io_uring where there is one, else the pool, and `why` says
+// what is missing. Throws std::invalid_argument for another `io`. Where the file's Faults ask for
+// it, completions are reordered.
+std::unique_ptr<Reader> make_reader(const File& file, const std::string& io, std::byte* memory,
+                                    size_t bytes, std::string* why);
 
 }  // namespace edge_rt

@@ -21,17 +21,16 @@ import sys
 from dataclasses import replace
 
 from edge_rt.errors import ModelError, UsageError
+from edge_rt.flash_io.files import File, open_file, storage_errors
 from edge_rt.loaders.gguf_cursor import (
     CHUNK_BYTES,
     CODES,
     U32,
     U64,
     Cursor,
-    Identity,
     LazyArray,
     clip,
     kind_of,
-    open_file,
 )
 from edge_rt.loaders.source import PART_ALIGNMENT, TensorInfo, WeightSource
 from edge_rt.quant.blocks import FORMATS, UNSUPPORTED
@@ -68,21 +67,22 @@ class GGUFFile(WeightSource):
     ``data_offset`` are the first file's, too.
     """
 
-    def __init__(self, identity: Identity) -> None:
-        super().__init__(identity.path, (identity.path,), identity.size)
+    def __init__(self, file: File) -> None:
+        super().__init__(file.path, (file.path,), file.size)
+        self.file = self._header = file  # arrays stay in the first part
+        self._files = [file]
         self.version = 0
         self.alignment = 32
         self.data_offset = 0
-        self._identity = identity
         self._held = 0
         self._strings = 0
         self.starts = [0]  # of the parts, as offsets count
-        self._last_size = identity.size  # of the last part
+        self._last_size = file.size  # of the last part
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, allow_unsupported: bool = False) -> GGUFFile:
         """Read and check the header of ``path``, and of the parts beside it if it is one of a split
-        model; the files are closed again.
+        model; the files stay open in ``file``.
 
         ``allow_unsupported`` admits tensor formats that cannot be computed with. Raises
         `UsageError` when there is no such file, `ModelError` when it is damaged, hostile or
@@ -98,12 +98,11 @@ class GGUFFile(WeightSource):
 
     @classmethod
     def _open_one(cls, path: str) -> GGUFFile:
-        fd, identity = open_file(path)
-        try:
-            file = cls(identity)
-            file._read(Cursor(fd, identity.path, 0, identity.size))
-        finally:
-            os.close(fd)
+        opened = open_file(path)
+        file = cls(opened)
+        file._read(Cursor(opened, 0, opened.size))
+        with storage_errors():
+            opened.check_unchanged()
         return file
 
     def refuse_unsupported(self) -> None:
@@ -144,6 +143,7 @@ class GGUFFile(WeightSource):
                 first = part
             else:
                 first._append(part)
+        first.file = File.join(first._files)
         total = first.get_int("split.tensors.count", len(first.tensors))
         if total != len(first.tensors):
             raise first.fail(f"its {count} parts have {len(first.tensors)} tensors, not {total}")
@@ -163,6 +163,7 @@ class GGUFFile(WeightSource):
         self._last_size = part.file_size
         self.parts += part.parts
         self.file_size += part.file_size
+        self._files.append(part._header)
 
     # -- one file -------------------------------------------------------------------------------
 
@@ -252,7 +253,7 @@ class GGUFFile(WeightSource):
                     raise self.fail(f"{what} holds a bool of value {wrong[0]}")
         else:
             cursor.skip(n_bytes, what)
-        return LazyArray(self._identity, clip(key), name, length, start, cursor.offset - start)
+        return LazyArray(self._header, clip(key), name, length, start, cursor.offset - start)
 
     def _read_tensor(self, cursor: Cursor) -> TensorInfo:
         """Read one entry; its offset is still relative to the data section."""

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import struct
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
-from edge_rt.errors import ModelError, StorageError, UsageError
-from edge_rt.flash_io._flash_io import skip_strings
+from edge_rt.errors import ModelError, UsageError
+from edge_rt.flash_io._flash_io import File, skip_strings
+from edge_rt.flash_io.files import open_file, storage_errors
 from edge_rt.sizes import KIB, MIB, PAGE
 
-CHUNK_BYTES: Final = 256 * KIB  # of one read, and of the model file's page cache at any time
+CHUNK_BYTES: Final = 256 * KIB  # of one read
 
 _MAX_LISTED: Final = 16384  # entries of a folder
 MAX_ELEMENT_BYTES: Final = 1 * MIB  # the longest known vocabulary entry has about 1 KiB
@@ -35,41 +33,6 @@ def clip(value: object, limit: int = 80) -> str:
         value = value[: limit + 1]
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What must stay the same for a file to be the one that was checked."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    inode: int
-    device: int
-
-
-def open_file(path: str) -> tuple[int, Identity]:
-    try:
-        # O_NONBLOCK: opening a FIFO must not wait for a writer.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"no such file: {path}") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        if isinstance(error, OSError) and error.errno == errno.EIO:
-            raise StorageError(f"cannot open {clip(path, 300)}: {error}") from error
-        raise UsageError(f"cannot open {clip(path, 300)}: {error}") from None
-    try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise UsageError(f"{path} is {kind}, a model file is needed")
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-    except BaseException:
-        os.close(fd)
-        raise
-    size, mtime = status.st_size, status.st_mtime_ns
-    return fd, Identity(path, size, mtime, status.st_ino, status.st_dev)
 
 
 def kind_of(head: bytes) -> str:
@@ -101,14 +64,26 @@ def list_folder(path: str) -> set[str]:
     return names
 
 
+def read_whole(path: str | os.PathLike[str], limit: int) -> bytes:
+    """All of a small file. Raises `UsageError` where it cannot be opened, `ModelError` where it has
+    more than ``limit`` bytes, `StorageError` when the drive fails."""
+    file = open_file(path)
+    if file.size > limit:
+        raise ModelError(f"{file.path} has {file.size} bytes: {limit} at most")
+    content = Cursor(file, 0, file.size).take(file.size, "it")
+    with storage_errors():
+        file.check_unchanged()
+    return content
+
+
 class Cursor:
     """Reads ``[start, end)`` of a file forwards in chunks, leaving nothing in the page cache.
 
     ``buf[at:]`` is what was read ahead; ``base`` is the file offset of ``buf[0]``.
     """
 
-    def __init__(self, fd: int, path: str, start: int, end: int) -> None:
-        self.fd, self.path, self.end = fd, path, end
+    def __init__(self, file: File, start: int, end: int) -> None:
+        self.file, self.path, self.end = file, file.path, end
         self.buf, self.at, self.base = b"", 0, start
 
     @property
@@ -133,18 +108,10 @@ class Cursor:
             )
         parts, start = [self.buf[self.at :]] if have else [], self.base + len(self.buf)
         while have < n_bytes:
-            # Ending on a page boundary lets the kernel drop every page that was read.
+            # Ending on a page boundary leaves no page that the next read needs again.
             stop = min((start + CHUNK_BYTES) // PAGE * PAGE, self.end)
-            try:
-                part = os.pread(self.fd, stop - start, start)
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(
-                        self.fd, start // PAGE * PAGE, CHUNK_BYTES + PAGE, os.POSIX_FADV_DONTNEED
-                    )
-            except OSError as error:
-                raise StorageError(f"{self.path}: reading at {start} failed: {error}") from error
-            if not part:
-                raise ModelError(f"{self.path} changed while in use: it ends at {start}")
+            with storage_errors():
+                part = self.file.read(start, stop - start)
             parts.append(part)
             have += len(part)
             start += len(part)
@@ -225,7 +192,7 @@ class LazyArray:
     __slots__ = ("_file", "kind", "length", "n_bytes", "name", "offset")
 
     def __init__(
-        self, file: Identity, name: str, kind: str, length: int, offset: int, n_bytes: int
+        self, file: File, name: str, kind: str, length: int, offset: int, n_bytes: int
     ) -> None:
         self._file, self.name, self.kind = file, name, kind
         self.length, self.offset, self.n_bytes = length, offset, n_bytes
@@ -237,13 +204,9 @@ class LazyArray:
         return f"<{self.length} x {self.kind} at {self.offset}>"
 
     def _chunks(self) -> Iterator[Cursor]:
-        fd, identity = open_file(self._file.path)
-        try:
-            if identity != self._file:
-                raise ModelError(f"{self._file.path} changed while in use")
-            yield Cursor(fd, identity.path, self.offset, self.offset + self.n_bytes)
-        finally:
-            os.close(fd)
+        yield Cursor(self._file, self.offset, self.offset + self.n_bytes)
+        with storage_errors():
+            self._file.check_unchanged()
 
     def raw(self) -> Iterator[Any]:
         """Yield the elements, strings as bytes (which need not be UTF-8)."""

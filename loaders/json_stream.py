@@ -6,7 +6,6 @@ The grammar is RFC 8259's, with the three constants that Python's ``json`` write
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_rt.errors import ModelError
-from edge_rt.loaders.gguf_cursor import Cursor, clip, kind_of, open_file
+from edge_rt.flash_io.files import open_file, storage_errors
+from edge_rt.loaders.gguf_cursor import Cursor, clip, kind_of
 from edge_rt.sizes import MIB
 
 _MAX_VALUE_BYTES: Final = 1 * MIB  # of a string, an element or a value as they are written
@@ -55,11 +55,10 @@ class JsonStream:
     @contextmanager
     def open(cls, path: Path) -> Iterator[JsonStream]:
         """A whole file; raises `UsageError` when it cannot be opened."""
-        fd, identity = open_file(str(path))
-        try:
-            yield cls(Cursor(fd, str(path), 0, identity.size))
-        finally:
-            os.close(fd)
+        file = open_file(path)
+        yield cls(Cursor(file, 0, file.size))
+        with storage_errors():
+            file.check_unchanged()
 
     def fail(self, reason: str) -> ModelError:
         """The error for what is wrong here."""

@@ -15,18 +15,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from edge_rt.errors import ModelError, UsageError
-from edge_rt.loaders.gguf_cursor import (
-    U64,
-    Cursor,
-    Identity,
-    clip,
-    kind_of,
-    list_folder,
-    open_file,
-)
+from edge_rt.flash_io.files import File, open_file, storage_errors
+from edge_rt.loaders.gguf_cursor import U64, Cursor, clip, kind_of, list_folder, read_whole
 from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.loaders.source import PART_ALIGNMENT, TensorInfo
 from edge_rt.quant.blocks import BF16, F16, F32
@@ -100,6 +94,8 @@ class SafetensorsFolder:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.parts: tuple[str, ...] = ()
+        self.file: File | None = None  # all parts, open
+        self._files: list[File] = []
         self.starts: list[int] = []  # of the parts, as offsets count
         self.file_size = 0
         self.raw: dict[str, TensorInfo] = {}
@@ -131,6 +127,7 @@ class SafetensorsFolder:
         found.parts = tuple(os.path.join(found.folder, name) for name in files)
         for path in found.parts:
             found._read_part(path)
+        found.file = File.join(found._files)
         if index:
             found._check_index(files)
         return found
@@ -212,20 +209,14 @@ class SafetensorsFolder:
     # -- config.json ----------------------------------------------------------------------------
 
     def _read_json(self, name: str) -> dict[str, Any]:
-        path = os.path.join(self.folder, name)
-        fd, identity = _open(path)
         try:
-            if identity.size > _MAX_CONFIG_BYTES:
-                raise self.fail(f"{name} has {identity.size} bytes: {_MAX_CONFIG_BYTES} at most")
-            text = Cursor(fd, path, 0, identity.size).take(identity.size, name).decode()
-            value = json.loads(text)
+            with _of_the_folder(os.path.join(self.folder, name)) as path:
+                value = json.loads(read_whole(path, _MAX_CONFIG_BYTES).decode())
             json.dumps(value, ensure_ascii=False).encode()  # finds halves of surrogate pairs
         except (ValueError, RecursionError) as error:
             if isinstance(error, ModelError):
                 raise
             raise self.fail(f"{name} is not JSON: {clip(str(error), 200)}") from None
-        finally:
-            os.close(fd)
         if not isinstance(value, dict):
             raise self.fail(f"{name} is {clip(value)}, not an object")
         return value
@@ -250,27 +241,26 @@ class SafetensorsFolder:
 
     def _index_pairs(self) -> Iterator[tuple[str, str]]:
         """Yield (tensor, file) of the index's weight map."""
-        path = os.path.join(self.folder, INDEX_NAME)
-        fd, identity = _open(path)
-        try:
-            if identity.size > _MAX_INDEX_BYTES:
-                raise self.fail(f"{INDEX_NAME} has {identity.size} bytes")
-            scan = JsonStream(Cursor(fd, path, 0, identity.size))
-            maps = 0
-            for key in scan.members(_MAX_NAME_BYTES):
-                if key != "weight_map":
-                    scan.skip()
-                    continue
-                maps += 1
-                for count, name in enumerate(scan.members(_MAX_NAME_BYTES)):
-                    if count >= _MAX_TENSORS:
-                        raise scan.fail(f"more than {_MAX_TENSORS} tensors")
-                    yield name, scan.string(_MAX_NAME_BYTES)
-            scan.end()
-            if maps != 1:
-                raise scan.fail(f"{maps} weight maps instead of one")
-        finally:
-            os.close(fd)
+        with _of_the_folder(os.path.join(self.folder, INDEX_NAME)) as path:
+            file = open_file(path)
+        if file.size > _MAX_INDEX_BYTES:
+            raise self.fail(f"{INDEX_NAME} has {file.size} bytes")
+        scan = JsonStream(Cursor(file, 0, file.size))
+        maps = 0
+        for key in scan.members(_MAX_NAME_BYTES):
+            if key != "weight_map":
+                scan.skip()
+                continue
+            maps += 1
+            for count, name in enumerate(scan.members(_MAX_NAME_BYTES)):
+                if count >= _MAX_TENSORS:
+                    raise scan.fail(f"more than {_MAX_TENSORS} tensors")
+                yield name, scan.string(_MAX_NAME_BYTES)
+        scan.end()
+        with storage_errors():
+            file.check_unchanged()
+        if maps != 1:
+            raise scan.fail(f"{maps} weight maps instead of one")
 
     def _index_files(self) -> set[str]:
         files: set[str] = set()
@@ -302,22 +292,24 @@ class SafetensorsFolder:
 
     def _read_part(self, path: str) -> None:
         """Add the tensors of ``path``."""
-        fd, identity = _open(path)
-        try:
-            start = align_up(self._end, PART_ALIGNMENT)
-            entries = self._read_header(fd, path, identity.size, start)
-        finally:
-            os.close(fd)
+        with _of_the_folder(path):
+            file = open_file(path)
+        start = align_up(self._end, PART_ALIGNMENT)
+        entries = self._read_header(file, path, start)
+        with storage_errors():
+            file.check_unchanged()
+        self._files.append(file)
         self.starts.append(start)
-        self._end = start + identity.size
-        self.file_size += identity.size
+        self._end = start + file.size
+        self.file_size += file.size
         for t in entries:
             if t.name in self.raw:
                 raise self.fail(f"tensor {clip(t.name)} is in two files")
             self.raw[t.name] = t
 
-    def _read_header(self, fd: int, path: str, size: int, start: int) -> list[TensorInfo]:
-        head = Cursor(fd, path, 0, min(size, U64.size)).take(min(size, U64.size), "it")
+    def _read_header(self, file: File, path: str, start: int) -> list[TensorInfo]:
+        size = file.size
+        head = Cursor(file, 0, min(size, U64.size)).take(min(size, U64.size), "it")
         if size < U64.size:
             raise ModelError(f"{path}: truncated: {size} bytes are no safetensors file")
         (length,) = U64.unpack_from(head)
@@ -327,9 +319,9 @@ class SafetensorsFolder:
                 f"(the file has {size}, the limit is {_MAX_HEADER_BYTES}); {kind_of(head)}"
             )
         data = U64.size + length
-        if Cursor(fd, path, U64.size, data).take(min(length, 1), "the header") != b"{":
+        if Cursor(file, U64.size, data).take(min(length, 1), "the header") != b"{":
             raise ModelError(f"{path}: the header does not start with '{{'")
-        scan = JsonStream(Cursor(fd, path, U64.size, data))
+        scan = JsonStream(Cursor(file, U64.size, data))
         entries: dict[str, TensorInfo] = {}
         has_metadata = False
         for name in scan.members(_MAX_NAME_BYTES):
@@ -405,10 +397,12 @@ class SafetensorsFolder:
         return TensorInfo(name, tuple(shape), block, dtype, data + begin, end - begin)
 
 
-def _open(path: str) -> tuple[int, Identity]:
+@contextmanager
+def _of_the_folder(path: str) -> Iterator[str]:
+    """Opening ``path``, which the folder lists: what is wrong then is the folder."""
     try:
-        return open_file(path)
-    except UsageError as error:  # the folder lists it: what is wrong is the folder
+        yield path
+    except UsageError as error:
         if os.path.islink(path) and not os.path.exists(path):
             raise ModelError(f"{path} is a link to a file that is not there") from None
         raise ModelError(str(error)) from None

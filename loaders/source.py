@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar, overload
 
 from edge_rt.errors import ModelError
+from edge_rt.flash_io._flash_io import File
 from edge_rt.loaders.gguf_cursor import LazyArray, clip
 from edge_rt.quant.blocks import BlockFormat
 
@@ -39,6 +40,7 @@ class WeightSource:
 
     ``path`` is what messages call it; ``parts`` are its weight files, ``file_size`` their bytes.
     Offsets count through the parts, each of which begins at a multiple of `PART_ALIGNMENT`.
+    ``file`` has the parts open: what was checked is what is read.
     ``folder``: where the tokenizer's files lie; None if the metadata describe it.
     """
 
@@ -47,6 +49,7 @@ class WeightSource:
         self.parts = parts
         self.file_size = file_size
         self.folder: str | None = None
+        self.file: File | None = None
         self.metadata: dict[str, object] = {}
         self.tensors: dict[str, TensorInfo] = {}
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edge_rt.errors import ModelError, StorageError, UsageError
+from edge_rt.flash_io.files import open_file
 from edge_rt.loaders.gguf_cursor import Cursor
 from edge_rt.loaders.json_stream import JsonStream
 
@@ -45,17 +46,16 @@ def test_values_in_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ch
         text = json.dumps(wanted, ensure_ascii=rng.random() < 0.5, indent=rng.choice([None, 1]))
         document = f" {text}\n\t".encode()
         path.write_bytes(b'{"a' + document + b'"x": 1}')
-        with open(path, "rb") as file:
-            stream = JsonStream(Cursor(file.fileno(), str(path), 3, 3 + len(document)))
-            places = {}
-            for key in stream.members():
-                places[key] = stream.tell()
-                stream.skip()
-            stream.end()
-            assert list(places) == list(wanted)
-            for key in rng.sample(sorted(wanted), len(wanted)):
-                stream.seek(places[key])
-                assert stream.value() == wanted[key]
+        stream = JsonStream(Cursor(open_file(path), 3, 3 + len(document)))
+        places = {}
+        for key in stream.members():
+            places[key] = stream.tell()
+            stream.skip()
+        stream.end()
+        assert list(places) == list(wanted)
+        for key in rng.sample(sorted(wanted), len(wanted)):
+            stream.seek(places[key])
+            assert stream.value() == wanted[key]
 
 
 @pytest.mark.parametrize(

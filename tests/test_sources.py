@@ -18,10 +18,10 @@ import pytest
 
 from edge_rt import EdgeRTError, Engine, ModelError, Tokenizer, UsageError
 from edge_rt.engine import open_planner
+from edge_rt.flash_io.files import File
 from edge_rt.library import find_model, installed, quantization_in
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.source import PART_ALIGNMENT
-from edge_rt.runtime._runtime import File
 from edge_rt.source import locate, open_source
 
 from . import gguf_builder as g

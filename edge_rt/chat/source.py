@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from edge_rt.errors import ModelError, StorageError, UsageError
+from edge_rt.errors import ModelError
+from edge_rt.loaders.gguf_cursor import read_whole
 from edge_rt.loaders.source import WeightSource
 from edge_rt.sizes import MIB
 from edge_rt.tokenizer import Tokenizer
@@ -70,17 +71,9 @@ def _in_json(folder: Path) -> dict[str, str]:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise ModelError(f"{path} has more than {_MAX_BYTES} bytes")
-        return data.decode()
+        return read_whole(path, _MAX_BYTES).decode()
     except UnicodeDecodeError:
         raise ModelError(f"{path} is not UTF-8") from None
-    except PermissionError as error:
-        raise UsageError(f"cannot read {path}: {error}") from None
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error}") from error
 
 
 def _named(value: Any) -> dict[str, str]:

@@ -55,6 +55,7 @@ class HuggingFaceSource(WeightSource):
     def __init__(self, raw: SafetensorsFolder) -> None:
         super().__init__(raw.folder, raw.parts, raw.file_size)
         self.folder = raw.folder
+        self.file = raw.file
         self.config = raw.config
         self.generation_config = raw.generation_config
 

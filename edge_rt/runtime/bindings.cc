@@ -2,7 +2,6 @@
 #include <malloc.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -11,9 +10,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstdlib>
-#include <filesystem>
 #include <memory>
 
 #include "edge_rt/runtime/gate.h"
@@ -25,8 +21,6 @@ using namespace nb::literals;
 
 namespace edge_rt {
 namespace {
-
-using Path = std::filesystem::path;  // names of files need not be UTF-8, as strings of Python's
 
 // Python runs signal handlers in its main thread alone. The others must not ask for the GIL within
 // a pass: at the interpreter's end they would be ended there.
@@ -47,19 +41,6 @@ const Kernels* kernels_or_throw(const std::string& isa) {
   const Kernels* kernels = kernels_named(isa.c_str());
   if (kernels == nullptr) throw nb::value_error(("no kernels for ISA '" + isa + "' here").c_str());
   return kernels;
-}
-
-// A small read on the calling thread.
-nb::bytes read_bytes(const File& file, uint64_t offset, size_t length) {
-  if (offset > file.size() || length > file.size() - offset)
-    throw IoError(EINVAL, "a read past the end");
-  const AlignedExtent extent = file.cover(offset, length);
-  const std::unique_ptr<std::byte, void (*)(void*)> memory(
-      static_cast<std::byte*>(std::aligned_alloc(file.alignment(), extent.length)),
-      [](void* p) { std::free(p); });
-  if (!memory) throw std::bad_alloc();
-  file.read(extent.offset, extent.length, extent.lead + length, memory.get());
-  return nb::bytes(reinterpret_cast<const char*>(memory.get()) + extent.lead, length);
 }
 
 using Logits = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -92,11 +73,10 @@ void bind_runtime(nb::module_& m) {
       .def(
           "__init__",
           [](Runtime* self, Arena& arena, const File& file, const std::string& isa, int n_threads,
-             int n_io_threads, int max_tokens) {
-            new (self)
-                Runtime(arena, file, kernels_or_throw(isa), n_threads, n_io_threads, max_tokens);
+             const std::string& io, int max_tokens) {
+            new (self) Runtime(arena, file, kernels_or_throw(isa), n_threads, io, max_tokens);
           },
-          "arena"_a, "file"_a, "isa"_a, "n_threads"_a, "n_io_threads"_a, "max_tokens"_a,
+          "arena"_a, "file"_a, "isa"_a, "n_threads"_a, "io"_a, "max_tokens"_a,
           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
       .def(
           "add_buffer",
@@ -265,6 +245,8 @@ void bind_runtime(nb::module_& m) {
           "sampler"_a, "options"_a, "history"_a, "bias"_a, "arena"_a, "scratch_offset"_a)
       .def_prop_ro("n_vocab", &Runtime::n_vocab)
       .def_prop_ro("max_tokens", &Runtime::max_tokens)
+      .def_prop_ro("io", &Runtime::io)
+      .def_prop_ro("why_no_uring", &Runtime::why_no_uring)
       .def("stats", [](const Runtime& r) {
         const Stats s = r.stats();
         nb::dict d;
@@ -290,7 +272,8 @@ NB_MODULE(_runtime, m) {
   mallopt(M_MMAP_THRESHOLD, 128 * 1024);
   mallopt(M_TRIM_THRESHOLD, 256 * 1024);
 
-  nb::exception<IoError>(m, "IoError", PyExc_OSError);
+  // File and what becomes of IoError are its.
+  nb::module_::import_("edge_rt.flash_io._flash_io");
   nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
     try {
       std::rethrow_exception(thrown);
@@ -308,21 +291,6 @@ NB_MODULE(_runtime, m) {
       .def(nb::init<size_t>(), "bytes"_a)
       .def_prop_ro("size", &Arena::size)
       .def("resize", &Arena::resize, "bytes"_a, "kept"_a);
-  nb::class_<File>(m, "File")
-      .def(
-          "__init__",
-          [](File* self, const Path& path, bool direct) { new (self) File(path.string(), direct); },
-          "path"_a, "direct"_a = true)
-      .def(
-          "__init__",
-          [](File* self, const std::vector<Path>& paths, bool direct) {
-            new (self) File(std::vector<std::string>(paths.begin(), paths.end()), direct);
-          },
-          "paths"_a, "direct"_a = true)
-      .def("read", &read_bytes, "offset"_a, "length"_a)
-      .def_prop_ro("direct", &File::direct)
-      .def_prop_ro("alignment", &File::alignment)
-      .def_prop_ro("size", &File::size);
   nb::class_<SamplerOptions>(m, "SamplerOptions")
       .def(nb::init<>())
       .def_rw("temperature", &SamplerOptions::temperature)

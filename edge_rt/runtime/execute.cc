@@ -60,7 +60,10 @@ bool Runtime::execute(int segment, Pass pass) {
       step->tile_left[t].store(step->tile_chunks[t], std::memory_order_relaxed);
   }
   pool_->run([&](int thread) { run_steps(pass, thread); }, [&] { should_stop(pass, 0); });
-  if (!stop_.load(std::memory_order_relaxed)) return true;
+  if (!stop_.load(std::memory_order_relaxed)) {
+    file_.check_unchanged();  // before anything is made of what was read
+    return true;
+  }
   ring_->reset();
   if (failure_error_ != 0) throw IoError(failure_error_, failure_);
   return false;

@@ -165,6 +165,7 @@ bool Runtime::load(const std::vector<ResidentRun>& runs,
   }
   if (!wait_for_batch(1, poll)) return stopped();
   check_batch();
+  file_.check_unchanged();
   return true;
 }
 

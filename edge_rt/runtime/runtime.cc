@@ -19,18 +19,14 @@ constexpr auto kCloseInterval = std::chrono::milliseconds(20);
 }  // namespace
 
 Runtime::Runtime(Arena& arena, const File& file, const Kernels* kernels, int n_threads,
-                 int n_io_threads, int max_tokens)
-    : Runtime(arena, file, make_pread_reader(file, n_io_threads), kernels, n_threads, max_tokens) {}
-
-Runtime::Runtime(Arena& arena, const File& file, std::unique_ptr<Reader> reader,
-                 const Kernels* kernels, int n_threads, int max_tokens)
+                 const std::string& io, int max_tokens)
     : owner_(getpid()),
       arena_(arena),
       file_(file),
       kernels_(kernels),
       max_tokens_(max_tokens),
-      pool_(std::make_unique<ThreadPool>(n_threads)),
-      reader_(std::move(reader)) {}
+      io_(io),
+      pool_(std::make_unique<ThreadPool>(n_threads)) {}
 
 Runtime::~Runtime() {
   if (owner_ != getpid()) {  // a forked child waits in vain for threads that only the parent has
@@ -166,6 +162,8 @@ void Runtime::finish(int64_t ring_offset, size_t ring_bytes) {
       if (step->op.kind == OpKind::kAttention) check_attention(step->op);
     }
   }
+  reader_ = make_reader(file_, io_, at(ring_offset), ring_bytes, &why_no_uring_);
+  io_ = reader_->name();
   ring_ = std::make_unique<StreamRing>(*reader_, file_, at(ring_offset), ring_bytes);
   ring_->set_segments({streamed_[0], streamed_[1]});
 }

@@ -133,10 +133,9 @@ class UseError : public std::logic_error {
 // in flight then are waited for before their memory is used again.
 class Runtime {
  public:
-  Runtime(Arena& arena, const File& file, const Kernels* kernels, int n_threads, int n_io_threads,
-          int max_tokens);
-  Runtime(Arena& arena, const File& file, std::unique_ptr<Reader> reader, const Kernels* kernels,
-          int n_threads, int max_tokens);
+  // `io`: as make_reader takes it.
+  Runtime(Arena& arena, const File& file, const Kernels* kernels, int n_threads,
+          const std::string& io, int max_tokens);
   ~Runtime();  // waits for reads in flight: call close() before to wait interruptibly
 
   // Makes the call that is in here and all later ones end with UseError. Does not wait. Any thread.
@@ -176,6 +175,8 @@ class Runtime {
   const float* logits(int row) const;
   int n_vocab() const { return buffers_[logits_].width; }
   int max_tokens() const { return max_tokens_; }
+  const std::string& io() const { return io_; }
+  const std::string& why_no_uring() const { return why_no_uring_; }
   Stats stats() const;
 
  private:
@@ -251,6 +252,8 @@ class Runtime {
   const File& file_;
   const Kernels* const kernels_;
   const int max_tokens_;
+  std::string io_;  // what was asked for; once there is a reader, its name
+  std::string why_no_uring_;
 
   struct Batch {  // reads that one call waits for, or that it left in flight
     sync::Mutex mutex;

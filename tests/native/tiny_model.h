@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "edge_rt/runtime/runtime.h"
+#include "flash_io/faults.h"
 #include "kernels/half.h"
 #include "tests/native/check.h"
 #include "tests/native/temp_file.h"
@@ -236,6 +237,7 @@ struct TinySetup {
   int ring_units = 1;  // times the largest block
   bool half = false;
   bool direct = true;
+  const char* io = "auto";
   int ring_rows = kRing;  // of layer 1's cache
   bool unpacked = false;  // quantized weights read floats: refused
   int n_slow = 0;  // matmuls without effect, so that a pass takes long enough to be cancelled
@@ -251,7 +253,7 @@ class TinyRuntime {
         random_(setup.salt),
         arena_(16 << 20),
         file_(path, setup.direct),
-        runtime_(arena_, file_, setup.kernels, setup.n_threads, 3, setup.chunk) {
+        runtime_(arena_, file_, setup.kernels, setup.n_threads, setup.io, setup.chunk) {
     const bool quantized = model.format != kF32 && !setup.unpacked;
     x_ = buffer(kHidden);
     const int normed = buffer(kHidden), q = buffer(kHidden), k = buffer(kKvHeads * kHeadDim);
@@ -333,6 +335,7 @@ class TinyRuntime {
   }
 
   Runtime& runtime() { return runtime_; }
+  File& file() { return file_; }
   bool load(const std::function<bool(uint64_t, uint64_t)>& progress) {
     return runtime_.load(runs_, progress);
   }

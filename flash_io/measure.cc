@@ -1,0 +1,113 @@
+#include "flash_io/measure.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+
+#include "flash_io/reader.h"
+
+namespace edge_rt {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double cpu_seconds() {
+  rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
+  return seconds(usage.ru_utime) + seconds(usage.ru_stime);
+}
+
+struct Measurement {
+  Reader* reader;
+  std::byte* memory;
+  size_t request_bytes;
+  uint64_t n_places, state;
+  Clock::time_point end;
+
+  std::mutex mutex;
+  std::condition_variable changed;
+  uint64_t requests = 0, left = 0;  // answered; not yet answered
+  int error = 0;
+  std::string reason;
+
+  void submit(uint64_t buffer) {  // with mutex held
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    const uint64_t place = (state >> 33) % n_places;
+    reader->submit({place * request_bytes, request_bytes, request_bytes,
+                    memory + buffer * request_bytes, &Measurement::done, this, buffer},
+                   false);
+  }
+
+  static void done(void* context, uint64_t buffer, int error, const char* reason) {
+    auto* self = static_cast<Measurement*>(context);
+    std::lock_guard<std::mutex> lock(self->mutex);
+    ++self->requests;
+    if (error != 0) self->error = error, self->reason = reason;
+    if (self->error == 0 && Clock::now() < self->end) {
+      self->submit(buffer);
+    } else if (--self->left == 0) {
+      self->changed.notify_all();
+    }
+  }
+};
+
+}  // namespace
+
+ReadRate measure_reads(const File& file, const std::string& io, size_t request_bytes, int depth,
+                       double seconds, uint64_t seed) {
+  if (request_bytes == 0 || request_bytes % file.alignment() != 0 || request_bytes > file.size())
+    throw std::invalid_argument("a request must be whole units of " +
+                                std::to_string(file.alignment()) + " bytes, and in the file");
+  if (depth < 1 || depth > 1024) throw std::invalid_argument("depth must be 1 to 1024");
+  // As many again are queued, so that no completion finds the queue empty.
+  const uint64_t n_buffers = 2 * static_cast<uint64_t>(depth);
+  const size_t bytes = n_buffers * request_bytes;
+  const std::unique_ptr<std::byte, void (*)(void*)> memory(
+      static_cast<std::byte*>(std::aligned_alloc(std::max<size_t>(4096, file.alignment()),
+                                                 (bytes + 65535) / 65536 * 65536)),
+      [](void* p) { std::free(p); });
+  if (!memory) throw std::bad_alloc();
+  for (size_t i = 0; i < bytes; i += 4096) memory.get()[i] = std::byte{1};  // pages are there now
+  std::unique_ptr<Reader> reader;
+  if (io == "uring") {
+    std::string why;
+    reader = make_uring_reader(file, depth, memory.get(), bytes, &why);
+    if (!reader) throw IoError(ENOSYS, why);
+  } else if (io == "pread") {
+    reader = make_pread_reader(file, depth);
+  } else {
+    throw std::invalid_argument("no reader is called " + io);
+  }
+  Measurement m;
+  m.reader = reader.get();
+  m.memory = memory.get();
+  m.request_bytes = request_bytes;
+  m.n_places = file.size() / request_bytes;
+  m.state = seed;
+  const double cpu = cpu_seconds();
+  const auto start = Clock::now();
+  m.end =
+      start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  {
+    std::unique_lock<std::mutex> lock(m.mutex);
+    m.left = n_buffers;
+    for (uint64_t i = 0; i < n_buffers; ++i) m.submit(i);
+    m.changed.wait(lock, [&] { return m.left == 0; });
+  }
+  const double wall = std::chrono::duration<double>(Clock::now() - start).count();
+  reader.reset();
+  if (m.error != 0) throw IoError(m.error, m.reason);
+  return {m.requests, m.requests * request_bytes, wall, cpu_seconds() - cpu};
+}
+
+}  // namespace edge_rt
