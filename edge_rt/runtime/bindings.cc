@@ -2,6 +2,7 @@
 #include <malloc.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -10,7 +11,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <memory>
+#include <optional>
 
 #include "edge_rt/runtime/gate.h"
 #include "edge_rt/runtime/runtime.h"
@@ -177,15 +180,23 @@ void bind_runtime(nb::module_& m) {
           },
           "segments"_a)
       .def("cancel", &Runtime::cancel)
-      .def("close",
-           [](Runtime& r) {
-             bool done;
-             {
-               nb::gil_scoped_release unlocked;
-               done = r.close(signal_raised);
-             }
-             finish_call(done);
-           })
+      .def(
+          "close",
+          [](Runtime& r, std::optional<double> seconds) {
+            using Clock = std::chrono::steady_clock;
+            const auto end = Clock::now() + std::chrono::duration<double>(seconds.value_or(0));
+            bool raised = false, done;
+            {
+              nb::gil_scoped_release unlocked;
+              done = r.close([&] {
+                raised = signal_raised();
+                return raised || (seconds && Clock::now() >= end);
+              });
+            }
+            finish_call(!raised);
+            return done;
+          },
+          "seconds"_a = nb::none())
       .def(
           "run",
           [](Runtime& r, const std::vector<int32_t>& tokens, int position, bool with_head) {
