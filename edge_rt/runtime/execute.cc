@@ -35,12 +35,12 @@ bool Runtime::run(const int32_t* tokens, int n_tokens, int position, bool with_h
     tokens_.fetch_add(n_tokens, std::memory_order_relaxed);
   }
   run_ns_.fetch_add(nanoseconds_since(start), std::memory_order_relaxed);
-  return done || stopped();
+  return ended(done);
 }
 
 bool Runtime::run_head(int first, int n_rows, const std::function<bool()>& poll) {
   const Use use(*this);
-  return run_rows(first, n_rows, [&] { return cancelled_.load() || poll(); }) || stopped();
+  return ended(run_rows(first, n_rows, [&] { return cancelled_.load() || poll(); }));
 }
 
 bool Runtime::run_rows(int first, int n_rows, const std::function<bool()>& poll) {

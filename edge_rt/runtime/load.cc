@@ -146,7 +146,7 @@ bool Runtime::load(const std::vector<ResidentRun>& runs,
     return cancelled_.load() || progress(done, total);
   };
   const auto before = [&] { return cancelled_.load() || progress(0, total); };
-  if (!load_vectors(before) || !begin_batch(before)) return stopped();
+  if (!load_vectors(before) || !begin_batch(before)) return ended(false);
   for (const ResidentRun& run : runs) {
     // Pieces of one run share its alignment phase, so each piece after the first starts on the
     // grid.
@@ -155,7 +155,7 @@ bool Runtime::load(const std::vector<ResidentRun>& runs,
     std::byte* base = at(run.arena_offset) - extent.lead;
     for (size_t piece = 0; piece < extent.length; piece += kLoadRequestBytes) {
       const size_t length = std::min(kLoadRequestBytes, extent.length - piece);
-      if (!wait_for_batch(kLoadRequests, poll) || poll()) return stopped();
+      if (!wait_for_batch(kLoadRequests, poll) || poll()) return ended(false);
       check_batch();
       submit_to_batch({{extent.offset + piece, length, 0},
                        std::min(length, needed > piece ? needed - piece : 0),
@@ -163,10 +163,10 @@ bool Runtime::load(const std::vector<ResidentRun>& runs,
                       /*urgent=*/false);
     }
   }
-  if (!wait_for_batch(1, poll)) return stopped();
+  if (!wait_for_batch(1, poll)) return ended(false);
   check_batch();
   file_.check_unchanged();
-  return true;
+  return ended(true);
 }
 
 }  // namespace edge_rt

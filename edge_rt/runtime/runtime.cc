@@ -78,14 +78,14 @@ Runtime::Use::~Use() {
   runtime_.left_.notify_all();
 }
 
-bool Runtime::stopped() const {
+bool Runtime::ended(bool done) const {
   if (cancelled_.load()) throw UseError("the engine is closed");
-  return false;
+  return done;
 }
 
 bool Runtime::plan(const std::vector<int>& segments, const std::function<bool()>& poll) {
   const Use use(*this);
-  return ring_->plan(segments, [&] { return cancelled_.load() || poll(); }) || stopped();
+  return ended(ring_->plan(segments, [&] { return cancelled_.load() || poll(); }));
 }
 
 int Runtime::add_buffer(const Buffer& buffer) {

@@ -217,8 +217,8 @@ class Runtime {
    private:
     Runtime& runtime_;
   };
-  // What a call that was stopped returns: false, unless it was stopped by cancel().
-  bool stopped() const;
+  // What a call returns in the end; throws UseError if cancel() was called meanwhile.
+  bool ended(bool done) const;
 
   struct StagedRead {
     AlignedExtent extent;

@@ -405,13 +405,10 @@ bool CondVar::sleep(Lock& lock, Clock::duration limit, const Where& where) {
   if (run == nullptr) fail_schedule("a wait outside of a run");
   Fiber& self = *run->current;
   const bool timed = limit >= Clock::duration::zero();
-  if (is_mutated(Operation::kWait, where)) {
-    lock.unlock(where);
-    point(Operation::kWait, this, where);
-  } else {
-    note("wait", this, where);
-    lock.unlock(where);
-  }
+  // Between the look at the condition and the sleep: only the lock keeps others from changing it.
+  if (is_mutated(Operation::kWait, where)) lock.unlock(where);
+  point(Operation::kWait, this, where);
+  if (lock.held_) lock.unlock(where);
   bool timed_out = false;
   if (!chance(run->spurious)) {
     self.waits_for = this;
