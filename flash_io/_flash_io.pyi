@@ -14,7 +14,7 @@ class Faults:
         self,
         kind: str,
         value: int = 0,
-        path: str | PathLike[str] = "",
+        path: str = "",
         begin: int = 0,
         end: int = ...,
         skip: int = 0,
@@ -27,6 +27,10 @@ class Faults:
     def reads(self) -> int: ...
     @property
     def hits(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def farthest(self) -> int: ...
 
 class File:
     def __init__(self, paths: Sequence[str | PathLike[str]], direct: bool = True) -> None: ...

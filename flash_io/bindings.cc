@@ -135,12 +135,12 @@ NB_MODULE(_flash_io, m) {
       .def(nb::init<>())
       .def(
           "add",
-          [](Faults& faults, const std::string& kind, int64_t value, const Path& path,
+          [](Faults& faults, const std::string& kind, int64_t value, const std::string& path,
              uint64_t begin, uint64_t end, uint64_t skip, uint64_t count) {
-            faults.add({kind_named(kind), value, path.string(), begin, end, skip, count});
+            faults.add({kind_named(kind), value, path, begin, end, skip, count});
           },
-          "kind"_a, "value"_a = 0, "path"_a = Path(), "begin"_a = 0, "end"_a = UINT64_MAX,
-          "skip"_a = 0, "count"_a = UINT64_MAX,
+          "kind"_a, "value"_a = 0, "path"_a = "", "begin"_a = 0, "end"_a = UINT64_MAX, "skip"_a = 0,
+          "count"_a = UINT64_MAX,
           "Reads that touch bytes [begin, end) of a part whose path ends in `path`: `skip` of them "
           "pass, the next `count` meet `kind`: error (value: errno), short (at most value bytes), "
           "end (no bytes), delay (value: ms).")
@@ -150,7 +150,9 @@ NB_MODULE(_flash_io, m) {
            "Completions of readers made from now on come in a random order.")
       .def("clear", &Faults::clear)
       .def_prop_ro("reads", &Faults::reads)
-      .def_prop_ro("hits", &Faults::hits);
+      .def_prop_ro("hits", &Faults::hits)
+      .def_prop_ro("bytes", &Faults::bytes)
+      .def_prop_ro("farthest", &Faults::farthest);
 
   nb::class_<File>(m, "File",
                    "Open files laid one after the other, each at a multiple of 1 MiB, read past "

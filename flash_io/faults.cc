@@ -1,5 +1,6 @@
 #include "flash_io/faults.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
@@ -62,11 +63,23 @@ uint64_t Faults::hits() const {
   return hits_;
 }
 
+uint64_t Faults::bytes() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return bytes_;
+}
+
+uint64_t Faults::farthest() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return farthest_;
+}
+
 void Faults::meet(const std::string& path, Transfer::Ask* ask) {
   int64_t delay_us = 0;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     ++reads_;
+    bytes_ += ask->length;
+    farthest_ = std::max<uint64_t>(farthest_, ask->offset + ask->length);
     const auto hit = [&](Kind kind, int64_t value) {
       ++hits_;
       switch (kind) {

@@ -41,6 +41,9 @@ class Faults {
   // How many reads were asked about, and how many hit.
   uint64_t reads() const;
   uint64_t hits() const;
+  // Of all reads so far: bytes that were asked for, and the end of the farthest.
+  uint64_t bytes() const;
+  uint64_t farthest() const;
 
   bool reorders(uint64_t* seed) const;
 
@@ -52,7 +55,7 @@ class Faults {
   std::vector<Rule> rules_;
   double chaos_ = 0;
   bool reorder_ = false;
-  uint64_t state_ = 0, order_seed_ = 0, reads_ = 0, hits_ = 0;
+  uint64_t state_ = 0, order_seed_ = 0, reads_ = 0, hits_ = 0, bytes_ = 0, farthest_ = 0;
 };
 
 // Hands completions of `inner` on in random order, none later than a few ms after its time.

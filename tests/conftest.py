@@ -6,10 +6,14 @@ import importlib.util
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from edge_rt.flash_io._flash_io import Faults
+from edge_rt.flash_io.files import set_faults
 
 # A shell without job control starts background jobs with SIGINT ignored, and their children inherit
 # that: tests of Ctrl-C would wait in vain.
@@ -85,6 +89,15 @@ def cgroup() -> ModuleType:
     if reason:
         pytest.skip(f"NO MEMORY CGROUP: {reason}")
     return module
+
+
+@pytest.fixture
+def faults() -> Iterator[Faults]:
+    """Every file that the test opens meets these; none until the test adds some."""
+    made = Faults()
+    set_faults(made)
+    yield made
+    set_faults(None)
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_generate_json(stories_model: Path) -> None:
     assert set(r) == {
         "text", "tokens", "prompt_tokens", "generated_tokens", "prefill_tok_s", "decode_tok_s",
         "ttft_s", "load_s", "process_s", "budget_bytes", "peak_rss_bytes", "model_bytes",
-        "resident_bytes", "flash_bytes_read", "flash_bytes_per_token", "cache", "stall_s",
+        "resident_bytes", "io", "flash_bytes_read", "flash_bytes_per_token", "cache", "stall_s",
         "finish_reason",
     }  # fmt: skip
     assert r["text"].startswith(" was a little girl named Lily.")

@@ -9,6 +9,7 @@ resident, one thread, the scalar kernels, a whole KV cache, and starts from an e
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import random
@@ -21,6 +22,7 @@ import pytest
 
 import edge_rt.planner as planner
 from edge_rt import Engine, StorageError
+from edge_rt.flash_io._flash_io import Faults
 
 from .conftest import load_script
 
@@ -96,10 +98,17 @@ class Walk:
     """Random operations on one engine, each checked against the truth."""
 
     def __init__(
-        self, rng: random.Random, path: Path, n_vocab: int, truth: Truth, options: dict[str, Any]
+        self,
+        rng: random.Random,
+        path: Path,
+        n_vocab: int,
+        truth: Truth,
+        faults: Faults,
+        options: dict[str, Any],
     ) -> None:
         self.rng, self.path, self.n_vocab, self.truth = rng, path, n_vocab, truth
-        self.content = path.read_bytes()
+        self.size = path.stat().st_size
+        self.faults = faults
         self.options = options
         self.late = False  # reads ahead may have failed: one error may still come
         self.open()
@@ -177,9 +186,9 @@ class Walk:
         engine._runtime = runtime
 
     def failing_reads(self) -> None:
-        """The file is cut short and comes back; what was read ahead may still serve."""
-        keep = self.rng.randrange(len(self.content))
-        os.truncate(self.path, keep)
+        """The drive fails for a while; what was read ahead may still serve."""
+        kind, value = self.rng.choice([("error", errno.EIO), ("error", errno.ENODEV), ("end", 0)])
+        self.faults.add(kind, value, str(self.path), self.rng.randrange(self.size))
         try:
             self.attempt()
             if self.rng.random() < 0.2:
@@ -187,8 +196,7 @@ class Walk:
         except StorageError:  # reading the weights again failed: the engine is closed
             assert self.engine._runtime is None
         finally:
-            with open(self.path, "r+b") as file:
-                file.write(self.content)
+            self.faults.clear()
         self.late = True
         if self.engine._runtime is None:
             self.open()
@@ -213,7 +221,7 @@ class Walk:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_history_gives_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faults: Faults, family: str
 ) -> None:
     rng = random.Random(f"{SEED} {family}")
     path, whole = tmp_path / "model.gguf", tmp_path / "whole.gguf"
@@ -229,8 +237,8 @@ def test_any_history_gives_the_same_bits(
     monkeypatch.setattr(planner, "MAX_PASS_TOKENS", longest)
     monkeypatch.setattr(planner, "MIN_LOGIT_ROWS", 3)
     monkeypatch.setattr(planner, "_MIN_TILE_BYTES", 4096)
-    options = {"kv": kv, "threads": rng.choice([1, 2, 3])}
-    walk = Walk(rng, path, n_vocab, truth, options)
+    options = {"kv": kv, "threads": rng.choice([1, 2, 3]), "io": rng.choice(["uring", "pread"])}
+    walk = Walk(rng, path, n_vocab, truth, faults, options)
     if any(layer.window for layer in walk.engine._planner.program.hyper.layers):
         assert min(walk.engine.plan.kv_positions) < CTX
     walk.go()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edge_rt.errors import ModelError, StorageError, UsageError
+from edge_rt.flash_io._flash_io import Faults
 from edge_rt.flash_io.files import open_file
 from edge_rt.loaders.gguf_cursor import Cursor
 from edge_rt.loaders.json_stream import JsonStream
@@ -117,27 +118,24 @@ def test_limits(tmp_path: Path) -> None:
             next(stream.members(5))
 
 
-def test_a_drive_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> int:
-        raise OSError(errno.EIO, "Input/output error")
-
+def test_a_drive_that_fails(tmp_path: Path, faults: Faults) -> None:
     with open_all(tmp_path / "x", b"[1]") as stream:
-        monkeypatch.setattr(os, "pread", broken)
-        with pytest.raises(StorageError, match="Input/output"):
+        faults.add("error", errno.EIO)
+        with pytest.raises(StorageError, match=r"at 0 of .*x: Input/output"):
             stream.skip()
-    monkeypatch.setattr(os, "open", broken)
-    with pytest.raises(StorageError, match="cannot open"), JsonStream.open(tmp_path / "x"):
-        pass
-    monkeypatch.undo()
+    faults.clear()
     with pytest.raises(UsageError, match="no such file"), JsonStream.open(tmp_path / "none"):
         pass
 
 
 def test_a_file_that_shrinks(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    with open_all(path, b"[1, 2]" + b" " * (1 << 20)) as stream:
+    with (
+        pytest.raises(StorageError, match="became shorter while in use"),
+        open_all(path, b"[1, 2]" + b" " * (1 << 20)) as stream,
+    ):
         next(stream.items())
         os.truncate(path, 7)
-        with pytest.raises(ModelError, match="changed while in use"):
+        with pytest.raises(StorageError, match="became shorter while in use"):
             stream.seek(6)
             stream.end()

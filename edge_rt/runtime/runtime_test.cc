@@ -206,6 +206,8 @@ void test_errors() {
       setup.ring_units = 2;
       TinyRuntime tiny(model, file.path(), setup), doomed(model, file.path(), setup);
       Runtime& runtime = tiny.runtime();
+      const auto faults = std::make_shared<Faults>();
+      tiny.file().inject(faults);
       CHECK(tiny.load());
       const std::vector<float> truth = tiny.logits(tokens, 12);
 
@@ -227,8 +229,6 @@ void test_errors() {
 
       // A drive that fails for a while: what was read ahead may have failed, so the first pass
       // after it may, too; then all is as before.
-      const auto faults = std::make_shared<Faults>();
-      tiny.file().inject(faults);
       for (const auto& kind : {Faults::Kind::kError, Faults::Kind::kEnd}) {
         faults->add({kind, EIO, ""});
         for (int i = 0; i < 3; ++i)
