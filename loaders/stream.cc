@@ -1,5 +1,6 @@
 #include "loaders/stream.h"
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 
@@ -46,7 +47,8 @@ bool StreamRing::plan(const std::vector<int>& wanted, const std::function<bool()
   size_t same = 0;
   const size_t n_waiting = instances_.size() - n_begun_;
   while (same < wanted.size() && same < n_waiting &&
-         instances_[n_begun_ + same].segment == wanted[same])
+         instances_[n_begun_ + same].segment == wanted[same] &&
+         !has_failed(instances_[n_begun_ + same]))
     ++same;
   if (same < wanted.size() && same < n_waiting) {  // a wrong guess: take its memory back
     if (!wait_until_loaded(lock, poll)) return false;
@@ -58,11 +60,21 @@ bool StreamRing::plan(const std::vector<int>& wanted, const std::function<bool()
     for (uint64_t sequence = cut; sequence < granted_; ++sequence)
       slot(sequence).ready.store(0, std::memory_order_relaxed);
     if (granted_ > cut) granted_ = cut;
-    if (oldest_ > cut) oldest_ = cut;
   }
   for (; same < wanted.size(); ++same) append(wanted[same]);
   grant();
   return true;
+}
+
+// Whether a block of it was read ahead in vain: the drive may be well by now.
+bool StreamRing::has_failed(const Instance& instance) {
+  if (!failed_) return false;
+  const uint64_t end = std::min(granted_, instance.first + segments_[instance.segment].size());
+  for (uint64_t sequence = instance.first; sequence < end; ++sequence) {
+    const Slot& s = slot(sequence);
+    if (s.ready.load(std::memory_order_relaxed) == sequence + 1 && s.error != 0) return true;
+  }
+  return false;
 }
 
 uint64_t StreamRing::begin(int segment) {
@@ -130,7 +142,7 @@ void StreamRing::on_done(void* context, uint64_t tag, int error, const char* rea
   sync::Lock lock(self->mutex_);
   Slot& s = self->slot(tag);
   s.error = error;
-  if (error != 0) s.reason = reason;
+  if (error != 0) s.reason = reason, self->failed_ = true;
   s.ready.store(tag + 1, std::memory_order_release);
   --self->in_flight_;
   // Under the lock: once the last read is seen as done, the ring may be destroyed.
@@ -180,6 +192,7 @@ void StreamRing::reset() {
   instances_.clear();
   n_begun_ = 0;
   planned_ = oldest_ = granted_;
+  failed_ = false;
   abandoned_ = true;
 }
 

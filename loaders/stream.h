@@ -44,8 +44,9 @@ class StreamRing {
   void set_segments(std::vector<std::vector<StreamBlock>> segments);
 
   // The segments that will be run next, in order. Blocks already read ahead are kept where the
-  // guess was right; else what is in flight is waited for, `poll` being called now and then: true
-  // from it ends the wait with false and everything as it was. REQUIRES: no block is held.
+  // guess was right and no read of it failed; else what is in flight is waited for, `poll` being
+  // called now and then: true from it ends the wait with false and everything as it was. REQUIRES:
+  // no block is held.
   bool plan(const std::vector<int>& segments, const std::function<bool()>& poll);
 
   // Starts the next planned segment, which must be `segment`; returns its first sequence number.
@@ -86,6 +87,7 @@ class StreamRing {
   void grant();  // with mutex_ held: hands out as much memory as there is
   bool allocate(size_t length, size_t* at) const;
   void append(int segment);
+  bool has_failed(const Instance& instance);
   bool wait_until_loaded(sync::Lock& lock, const std::function<bool()>& poll);
   Slot& slot(uint64_t sequence) { return slots_[sequence % slots_.size()]; }
 
@@ -104,6 +106,7 @@ class StreamRing {
   uint64_t granted_ = 0;            // first sequence number without memory
   uint64_t oldest_ = 0;             // first sequence number that still has memory
   uint64_t in_flight_ = 0;
+  bool failed_ = false;     // a read has, since the last reset
   bool abandoned_ = false;  // reads in flight belong to a plan that was given up: grant nothing
   std::atomic<uint64_t> bytes_requested_{0}, requests_{0};
 };

@@ -250,6 +250,16 @@ void test_contract() {
   CHECK(ring.plan({1, 0}, kNeverStop));
   CHECK(bench.consume(1, 2, 2, 4) && bench.consume(0, 2, 2, 5));
 
+  // What failed while it was a guess is read again once it is planned.
+  ring.reset();
+  CHECK(ring.drain(kNeverStop));
+  bench.reader.set_failures(1.0);
+  CHECK(ring.plan({}, kNeverStop));
+  bench.reader.drain();
+  bench.reader.set_failures(0.0);
+  CHECK(ring.plan({0, 1}, kNeverStop));
+  CHECK(bench.consume(0, 2, 1, 6) && bench.consume(1, 2, 1, 7));
+
   // Only what is asked for is counted, in whole pages.
   const uint64_t before = ring.bytes_requested();
   ring.set_segments({{}, {}});

@@ -369,8 +369,10 @@ void scenario_runtime() {
   for (int attempt = 0; attempt < 3; ++attempt) {
     const bool fails = chance(0.3), throws = chance(0.1);
     if (fails) drive->fail_next(between(0, 40), between(1, 3));
-    if (chance(0.15)) drive->hold(true);
-    const bool hangs = here.held, stops = hangs || chance(0.4);
+    const bool holds = chance(0.15), holds_later = !holds && chance(0.2);
+    if (holds) drive->hold(true);
+    if (holds_later) drive->hold_after(between(0, 60));
+    const bool hangs = here.held, stops = hangs || holds_later || chance(0.4);
     Counted poll{stops || throws ? between(0, 12) : 1 << 30};
     bool ended = false;
     try {
@@ -405,7 +407,8 @@ void scenario_runtime() {
       } catch (const IoError&) {
       }
     }
-    if (hangs && chance(0.7)) drive->hold(false);
+    drive->hold_after(-1);
+    if (chance(0.7)) drive->hold(false);
   }
   if (!closing) {
     drive->hold(false);

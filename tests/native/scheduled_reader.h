@@ -19,14 +19,17 @@ struct ScheduledDrive {
   sync::CondVar changed{};
   bool held = false;
   int skip = 0, count = 0;  // so many reads pass, then so many fail
+  int before_hold = -1;     // so many are answered before it holds by itself; -1: never
 
   void hold(bool is_held) {  // true: nothing is answered until false
     {
       sync::Lock lock(mutex);
       held = is_held;
+      before_hold = -1;
     }
     changed.notify_all();
   }
+  void hold_after(int n) { before_hold = n; }
   void fail_next(int n_pass, int n_fail) { skip = n_pass, count = n_fail; }
 };
 
@@ -79,6 +82,10 @@ class ScheduledReader final : public Reader {
       changed_.wait(
           lock, [this] { return (stop_ && queue_.empty()) || (!drive_.held && !queue_.empty()); });
       if (queue_.empty()) return;
+      if (drive_.before_hold >= 0 && drive_.before_hold-- == 0) {
+        drive_.held = true;
+        continue;
+      }
       const size_t i = sync::choose(queue_.size());
       const ReadRequest request = queue_[i];
       queue_.erase(queue_.begin() + static_cast<ptrdiff_t>(i));
