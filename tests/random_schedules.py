@@ -30,6 +30,7 @@ from edge_rt import BudgetError, Engine, StorageError, UsageError
 from edge_rt.flash_io._flash_io import Faults
 from edge_rt.flash_io.files import set_faults
 
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's own threads would be counted
 WATCHDOG_S = 120
 CTX = 48
 CHECK_EVERY = 50
@@ -289,6 +290,14 @@ def held() -> tuple[int, int, int, int]:
     return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd")), mappings, resident
 
 
+def thread_names() -> list[str]:
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/comm") as file:
+            names.append(file.read().strip())
+    return names
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("models", nargs="+")
@@ -315,7 +324,7 @@ def main() -> None:
         if (index + 1) % CHECK_EVERY == 0 or index + 1 == args.first + args.count:
             schedule.end()
             now = held()
-            assert now[0] == 2, [t.name for t in threading.enumerate()]
+            assert now[0] == 2, thread_names()
             if before is not None:
                 ok = now[1] <= before[1] and now[2] <= before[2] + 12
                 assert ok and now[3] <= before[3] + MAX_GROWTH, (index, before, now)
