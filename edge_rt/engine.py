@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +33,16 @@ from edge_rt.lowering import build_program
 from edge_rt.planner import Plan, Planner, Settings, default_threads, reusable
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS
-from edge_rt.runtime._runtime import Arena, Gate, Hold, Runtime, Sampler, isa_name
+from edge_rt.runtime._runtime import (
+    Arena,
+    Gate,
+    Hold,
+    Runtime,
+    Sampler,
+    calls_in_progress,
+    isa_name,
+    set_leak_warnings,
+)
 from edge_rt.sampling import Sampling
 from edge_rt.sizes import format_size, parse_size
 from edge_rt.source import open_source
@@ -46,6 +56,7 @@ Progress = Callable[[int, int], object]
 _DEFAULT_CTX = 4096
 
 _EXIT_SECONDS = 5.0  # for callbacks and drives that do not return
+_ABANDON_SECONDS = 0.1  # for a drive that does not answer while loading is given up
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -55,6 +66,11 @@ def _close_all() -> None:
     be ended there, and the memory freed under the others of its team."""
     for engine in list(_engines):
         engine._end(_EXIT_SECONDS)
+    deadline = time.monotonic() + _EXIT_SECONDS
+    while calls_in_progress() and time.monotonic() < deadline:
+        time.sleep(0.001)  # a thread that is ended on its way back to Python would abort the process
+    if any(thread.daemon for thread in threading.enumerate()):
+        set_leak_warnings(False)  # what its frames hold is never dropped
 
 
 def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Planner, File]:
@@ -127,7 +143,8 @@ class Engine:
     `close`.
 
     Ctrl-C is noticed within 100 ms wherever a call waits or works. A request that it ends leaves
-    the engine ready for the next one; where it ends `resize`, the engine is closed.
+    the engine ready for the next one; where it ends `resize`, the engine is closed, and reads that
+    the drive has not answered keep its memory until `close` is called again or it is dropped.
     """
 
     def __init__(
@@ -212,7 +229,7 @@ class Engine:
             self._ready = True
         except BaseException as error:
             runtime = arena = None  # a traceback would keep them
-            self.close()
+            self._end(_ABANDON_SECONDS)
             raise _as_ours(error) from error
 
     def close(self) -> None:
@@ -423,18 +440,20 @@ class Engine:
         generated: Sequence[int] = (),
     ) -> int:
         """Draw the next token from logits row 0, which is changed by it."""
-        assert self._arena is not None
+        runtime, arena = self._running(), self._arena
+        if arena is None:  # closed meanwhile
+            raise UsageError("the engine is closed")
         window = sampling.penalty_window
         missing = window - len(generated)
         history = list(prompt[-missing:]) if missing > 0 else []
         if window:
             history.extend(generated[-window:])
-        return self._running().sample(
+        return runtime.sample(
             sampler,
             sampling.options(),
             history,
             list(sampling.logit_bias.items()),
-            self._arena,
+            arena,
             self._plan.candidates_offset,
         )
 

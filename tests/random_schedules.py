@@ -93,6 +93,7 @@ class Schedule:
         self.threads: list[threading.Thread] = []
         self.unexpected: list[BaseException] = []
         self.may_fail = False  # of what was read ahead when the drive failed
+        self.progress_left = -1  # calls of the progress callback until it raises; -1: it does not
         self.done: list[str] = []
 
     def run(self) -> None:
@@ -106,7 +107,7 @@ class Schedule:
                 self.generate, self.part_of_a_stream, self.part_of_a_stream, self.interrupt,
                 self.interrupt, self.close_from_another_thread, self.resize, self.failing_reads,
                 self.slow_reads, self.logits, self.intrude, self.new_engine, self.drop_streams,
-                self.raise_in_consumer,
+                self.raise_in_consumer, self.raise_in_progress, self.cancel_from_another_thread,
             ]
         )  # fmt: skip
         self.done.append(operation.__name__)
@@ -134,13 +135,21 @@ class Schedule:
             self.streams.clear()
             engine = self.engine = Engine(
                 self.truth.path,
-                ram="4GiB",
-                ctx=CTX,
-                threads=self.rng.randint(1, 3),
+                ram=self.rng.choice(["4GiB", "1GiB"]),
+                ctx=self.rng.choice([CTX, CTX + 16]),
+                threads=self.rng.randint(1, 4),
                 io=self.rng.choice(["uring", "pread"]),
                 weight_cap=self.rng.choice(["0", "100KiB", None]),
+                progress=self.on_progress,
             )
         return engine
+
+    def on_progress(self, done: int, total: int) -> None:
+        assert 0 <= done <= total
+        if self.progress_left >= 0:
+            self.progress_left -= 1
+            if self.progress_left < 0:
+                raise ZeroDivisionError
 
     def new_engine(self) -> None:
         if self.engine is not None and self.rng.random() < 0.5:
@@ -175,6 +184,22 @@ class Schedule:
         with contextlib.suppress(ZeroDivisionError):
             for _ in engine.stream(self.truth.prompts[i], 10, ignore_eos=True):
                 raise ZeroDivisionError
+
+    def raise_in_progress(self) -> None:
+        """While it loads, at first or again: the engine is then closed."""
+        engine = self.open()
+        self.progress_left = self.rng.randint(0, 4)
+        try:
+            if self.rng.random() < 0.5:
+                self.resize()
+            else:
+                self.new_engine()
+        except ZeroDivisionError:
+            if self.engine is engine:
+                assert engine._closed
+            self.engine = None
+        finally:
+            self.progress_left = -1
 
     def logits(self) -> None:
         engine, i = self.open(), self.rng.randrange(6)
@@ -213,6 +238,26 @@ class Schedule:
         self.threads.append(thread)
         thread.start()
         inner()
+
+    def cancel_from_another_thread(self) -> None:
+        """`Runtime.cancel`, as `close` begins; the request ends, and then the engine is closed."""
+        engine = self.open()
+        delay = 10 ** self.rng.uniform(-5, -1.5)
+
+        def cancel() -> None:
+            time.sleep(delay)
+            runtime = engine._runtime
+            if runtime is not None:
+                runtime.cancel()
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        try:
+            self.rng.choice([self.generate, self.part_of_a_stream, self.logits])()
+        finally:
+            thread.join()
+            self.streams.clear()
+            engine.close()
 
     def intrude(self) -> None:
         """Another thread uses the engine at the same time: it is refused, or served alone."""
@@ -283,6 +328,9 @@ class Schedule:
 def held() -> tuple[int, int, int, int]:
     """Threads, open files, mappings and resident bytes of this process."""
     gc.collect()
+    deadline = time.monotonic() + 2
+    while len(os.listdir("/proc/self/task")) > 2 and time.monotonic() < deadline:
+        time.sleep(0.001)  # a thread that was joined may not quite be gone
     with open("/proc/self/statm") as file:
         resident = int(file.read().split()[1]) * 4096
     with open("/proc/self/maps") as file:

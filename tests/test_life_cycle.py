@@ -24,7 +24,7 @@ from edge_rt import BudgetError, Engine, StorageError, UsageError
 from edge_rt.flash_io._flash_io import Faults
 
 PROMPT = [1, 403, 407, 261]
-HANG_S = 4.0
+HANG_S = 2.5
 NOTICED_S = 1.0  # 0.1 s by design; machines that test are busy
 
 
@@ -48,6 +48,15 @@ def expected(stories_model: Path) -> list[int]:
 
 def n_threads() -> int:
     return len(os.listdir("/proc/self/task"))
+
+
+def threads_end(before: int) -> bool:
+    """Whether no more are left than ``before``; one that was joined may not quite be gone."""
+    gc.collect()
+    deadline = time.monotonic() + 2
+    while n_threads() > before and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return n_threads() <= before
 
 
 @contextmanager
@@ -97,8 +106,7 @@ def test_closing_from_another_thread(stories_model: Path, use: str) -> None:
         assert not thread.is_alive()
         assert isinstance(errors[0], UsageError) and "closed" in str(errors[0])
     errors.clear()
-    gc.collect()
-    assert n_threads() <= before
+    assert threads_end(before)
 
 
 def test_closing_in_a_callback(stories_model: Path) -> None:
@@ -128,7 +136,7 @@ def test_a_request_within_a_request(stories_model: Path, expected: list[int]) ->
     with Engine(stories_model, ram="4GiB", weight_cap="0") as engine:
 
         def use(*_: object) -> None:
-            for call in (lambda: engine.generate(PROMPT), lambda: engine.prefill(PROMPT)):
+            for call in (lambda: engine.generate(PROMPT), lambda: engine.logits(PROMPT)):
                 try:
                     call()
                 except UsageError as error:
@@ -160,8 +168,7 @@ def test_progress_that_raises(stories_model: Path, expected: list[int]) -> None:
         with pytest.raises(ZeroDivisionError):
             Engine(stories_model, ram="4GiB", progress=progress)
             raise ZeroDivisionError  # it loaded in fewer calls
-    gc.collect()
-    assert n_threads() <= before
+    assert threads_end(before)
     with Engine(stories_model, ram="4GiB") as engine:
         assert tokens_of(engine) == expected
 
@@ -205,6 +212,7 @@ def test_nothing_grows(stories_model: Path) -> None:
     before = held()
     for _ in range(200):
         use()
+    assert threads_end(before[0])
     after = held()
     assert after[:2] == before[:2]
     assert after[2] <= before[2] + 8 and after[3] <= before[3] + (8 << 20), (before, after)
@@ -214,7 +222,7 @@ def test_nothing_grows(stories_model: Path) -> None:
 
 
 @pytest.mark.parametrize("io", ["uring", "pread"])
-@pytest.mark.parametrize("skip", [0, 1, 3, 7, 12])
+@pytest.mark.parametrize("skip", [0, 3, 12])
 def test_interrupted_while_the_drive_hangs(
     stories_model: Path, faults: Faults, expected: list[int], skip: int, io: str
 ) -> None:
@@ -285,6 +293,8 @@ def use_all(engine: Engine) -> None:
     engine.generate(PROMPT, 2)
 
 
+# In a finalizer Python drops the interrupt and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_interrupted_between_any_two_steps(stories_model: Path, expected: list[int]) -> None:
     """The engine then answers rightly or is closed; it is never busy, and nothing is left."""
     modules = ("edge_rt/engine.py", "edge_rt/generation.py", "edge_rt/assemble.py")
@@ -317,8 +327,7 @@ def test_interrupted_between_any_two_steps(stories_model: Path, expected: list[i
             opcodes(lambda: fresh().close(), rng.randint(1, total), modules)
             raise KeyboardInterrupt
     del engine
-    gc.collect()
-    assert n_threads() <= before
+    assert threads_end(before)
 
 
 # --- processes ----------------------------------------------------------------------------------
@@ -353,8 +362,9 @@ elif sys.argv[2] == "dropped":
     for _ in range(4 if state in ("running", "loading") else 1):
         child = python(code, stories_model, state, random.uniform(0, 0.1))
         out, err = child.communicate(timeout=60)
-        # A daemon thread may still say that its engine was closed.
-        fine = not err or (b"engine is closed" in err and b"Fatal" not in err)
+        # A daemon thread may still say, as far as it comes, that its engine was closed.
+        fine = not err or err.startswith(b"Exception in thread")
+        fine = fine and not any(word in err for word in (b"Fatal", b"terminate", b"leaked"))
         assert child.returncode == 0 and not out and fine, (child.returncode, err)
 
 

@@ -36,6 +36,21 @@ bool signal_raised() {
   return PyErr_CheckSignals() != 0;
 }
 
+// Calls that run without the GIL now. Under the GIL.
+int calls_in_progress = 0;
+
+// Counts a call, and gives the GIL away for its length.
+class Unlocked {
+ public:
+  Unlocked() { ++calls_in_progress, unlocked_.emplace(); }
+  ~Unlocked() { unlocked_.reset(), --calls_in_progress; }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  std::optional<nb::gil_scoped_release> unlocked_;
+};
+
 void finish_call(bool done) {
   if (!done) throw nb::python_error();
 }
@@ -156,7 +171,7 @@ void bind_runtime(nb::module_& m) {
             for (const auto& [offset, length, at] : runs) list.push_back({offset, length, at});
             bool done;
             {
-              nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               done = r.load(list, [&](uint64_t bytes, uint64_t total) {
                 if (progress.is_none()) return signal_raised();
                 nb::gil_scoped_acquire gil;
@@ -173,7 +188,7 @@ void bind_runtime(nb::module_& m) {
             if (r.plan(segments, [] { return true; })) return;  // mostly there is no need to wait
             bool done;
             {
-              nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               done = r.plan(segments, signal_raised);
             }
             finish_call(done);
@@ -187,7 +202,7 @@ void bind_runtime(nb::module_& m) {
             const auto end = Clock::now() + std::chrono::duration<double>(seconds.value_or(0));
             bool raised = false, done;
             {
-              nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               done = r.close([&] {
                 raised = signal_raised();
                 return raised || (seconds && Clock::now() >= end);
@@ -202,7 +217,7 @@ void bind_runtime(nb::module_& m) {
           [](Runtime& r, const std::vector<int32_t>& tokens, int position, bool with_head) {
             bool done;
             {
-              nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               done = r.run(tokens.data(), static_cast<int>(tokens.size()), position, with_head,
                            signal_raised);
             }
@@ -214,7 +229,7 @@ void bind_runtime(nb::module_& m) {
           [](Runtime& r, int first, int n_rows) {
             bool done;
             {
-              nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               done = r.run_head(first, n_rows, signal_raised);
             }
             finish_call(done);
@@ -321,6 +336,8 @@ NB_MODULE(_runtime, m) {
       "isa_name", [](const std::string& isa) { return std::string(kernels_or_throw(isa)->name); },
       "isa"_a);
   m.def("malloc_trim", [] { malloc_trim(0); });
+  m.def("calls_in_progress", [] { return calls_in_progress; });
+  m.def("set_leak_warnings", [](bool on) { nb::set_leak_warnings(on); }, "on"_a);
 }
 
 }  // namespace edge_rt
