@@ -31,4 +31,4 @@ def test_random_schedules(stories_model: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
-    assert f"{N_SCHEDULES} schedules" in done.stdout
+    assert f"{N_SCHEDULES} schedules of seed {seed}" in done.stdout

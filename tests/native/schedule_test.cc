@@ -1,4 +1,4 @@
-// Ring, pool, pread reader and Runtime under thousands of schedules (tests/native/schedule.h), and
+// Ring, pool, both readers and Runtime under thousands of schedules (tests/native/schedule.h), and
 // the same with a defect put in, which must be found.
 //
 // schedule_test [SCENARIO SEED] runs everything, or one schedule again.
@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 
+#include "flash_io/uring.h"
 #include "loaders/stream.h"
 #include "tests/native/check.h"
 #include "tests/native/scheduled_reader.h"
@@ -236,9 +237,11 @@ void scenario_guess() {
   }
 }
 
-// --- the pool of pread threads ----------------------------------------------------------------
+// --- what reads files ---------------------------------------------------------------------------
 
-void scenario_pread() {
+// `make` throws IoError or gives nullptr where no thread can be started; `breaks`: then any read
+// may fail.
+void use_reader(const std::function<std::unique_ptr<Reader>(const File&)>& make, bool breaks) {
   static const TempFile temp(content());
   static const File file(temp.path(), /*direct=*/false);
   struct Read {
@@ -252,15 +255,17 @@ void scenario_pread() {
   if (chance(0.1)) sync::limit_threads(between(0, 2));
   std::unique_ptr<Reader> reader;
   try {
-    reader = make_pread_reader(file, between(1, 4));
+    reader = make(file);
   } catch (const IoError&) {
     return;
   }
+  if (reader == nullptr) return;
   sync::limit_threads(-1);
   struct State {
     std::vector<Read>* reads;
     int* left;
-  } state = {&reads, &left};
+    bool breaks;
+  } state = {&reads, &left, breaks};
   const auto submit = [&](size_t i) {
     Read& read = reads[i];
     const bool beyond = fails && i == 0;
@@ -275,7 +280,8 @@ void scenario_pread() {
                       Read& mine = (*s->reads)[tag];
                       ++mine.done;
                       --*s->left;
-                      CHECK((error != 0) == (mine.extent.offset >= content().size()));
+                      CHECK((error != 0) == (mine.extent.offset >= content().size()) ||
+                            (s->breaks && error == EBADF));
                       CHECK((error != 0) == (*reason != 0));
                       if (error != 0) return;
                       CHECK(std::memcmp(mine.memory.get(), content().data() + mine.extent.offset,
@@ -304,6 +310,23 @@ void scenario_pread() {
   reader.reset();  // what was queued is still read
   CHECK(left == 0);
   for (const Read& read : reads) CHECK(read.done == 1);
+}
+
+void scenario_pread() {
+  use_reader([](const File& file) { return make_pread_reader(file, between(1, 4)); }, false);
+}
+
+void scenario_uring() {
+  const bool breaks = chance(0.1);
+  Uring::reads_until_broken = breaks ? between(0, 6) : -1;
+  Uring::setup_error = chance(0.02) ? ENOMEM : 0;
+  const auto make = [](const File& file) {
+    std::string why;
+    auto reader = make_uring_reader(file, between(1, 3), nullptr, 0, &why);
+    CHECK((reader == nullptr) == !why.empty());
+    return reader;
+  };
+  use_reader(make, breaks);
 }
 
 // --- the Runtime ------------------------------------------------------------------------------
@@ -437,11 +460,10 @@ struct Scenario {
   int n_schedules;
 };
 
-constexpr Scenario kScenarios[] = {{"pool", scenario_pool, 8000},
-                                   {"ring", scenario_ring, 8000},
-                                   {"guess", scenario_guess, 2000},
-                                   {"pread", scenario_pread, 4000},
-                                   {"runtime", scenario_runtime, 1500}};
+constexpr Scenario kScenarios[] = {
+    {"pool", scenario_pool, 8000},   {"ring", scenario_ring, 8000},
+    {"guess", scenario_guess, 2000}, {"pread", scenario_pread, 4000},
+    {"uring", scenario_uring, 4000}, {"runtime", scenario_runtime, 1500}};
 
 // Defects that the scenario of the same place must find.
 struct Planted {
@@ -462,6 +484,10 @@ constexpr Planted kPlanted[] = {
     {"guess", {"a wrong guess stays ready", "stream.cc", "::plan(", Operation::kStore}},
     {"pread", {"reads are queued silently", "reader_pread.cc", "::submit(", Operation::kNotify}},
     {"pread", {"a look, then a wait", "reader_pread.cc", "::work(", Operation::kWait}},
+    {"uring", {"the ring is not woken", "scheduled_uring.h", "::wake(", Operation::kNotify}},
+    {"uring", {"the start is told nobody", "reader_uring.cc", "::work(", Operation::kNotify}},
+    {"uring", {"the last is told nobody", "reader_uring.cc", "::step(", Operation::kNotify}},
+    {"uring", {"nobody is woken without a ring", "reader_uring.cc", "::wake(", Operation::kNotify}},
     {"runtime", {"tiles are never done with", "execute.cc", "::run_chunks(", Operation::kChange}},
     {"runtime", {"a pass does not stop", "execute.cc", "::should_stop(", Operation::kStore}},
 };
