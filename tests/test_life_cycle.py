@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import pty
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -336,7 +338,7 @@ def test_interrupted_between_any_two_steps(stories_model: Path, expected: list[i
 def python(code: str, *args: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, args)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
@@ -368,35 +370,106 @@ elif sys.argv[2] == "dropped":
         assert child.returncode == 0 and not out and fine, (child.returncode, err)
 
 
-def test_a_second_interrupt_ends_the_command_at_once(stories_model: Path) -> None:
+@pytest.mark.parametrize("command", ["generate", "chat", "ppl"])
+def test_a_second_interrupt_ends_the_command_at_once(
+    stories_model: Path, tmp_path: Path, command: str
+) -> None:
     """The first Ctrl-C ends it in order, which waits for the drive; the second does not wait."""
     code = """
 import sys
 from edge_rt.apps.cli import main
-from edge_rt.engine import Engine
 from edge_rt.flash_io._flash_io import Faults
 from edge_rt.flash_io.files import set_faults
 faults = Faults()
 set_faults(faults)
-prefill = Engine.prefill
-def hang(self, tokens):
-    faults.add("delay", 60000)
-    print("now", flush=True)
-    prefill(self, tokens)
-Engine.prefill = hang
-sys.argv[1:] = ["generate", sys.argv[1], "-p", "Zoo", "--ram", "2GiB", "--weight-cap", "0"]
+from edge_rt.engine import Engine
+run = Engine._running
+def hang(self):
+    if self._gate_entered:
+        faults.add("delay", 60000)
+        print("now", flush=True)
+        Engine._running = run
+    return run(self)
+def enter(self, inner=Engine._exclusive):
+    self._gate_entered = True
+    return inner(self)
+Engine._gate_entered = False
+Engine._exclusive = enter
+Engine._running = hang
 main()
 """
-    child = python(code, stories_model)
-    assert child.stdout is not None
+    text = tmp_path / "text"
+    text.write_text("Once upon a time there was a small rose. " * 20)
+    template = tmp_path / "template"
+    template.write_text("{{ messages[0].content }}")
+    args: tuple[object, ...] = {
+        "generate": ("-p", "Zoo"),
+        "chat": ("--template", template),
+        "ppl": ("--text", text, "--ctx", 64),
+    }[command]
+    child = python(code, command, stories_model, *args, "--ram", "2GiB", "--weight-cap", 0)
+    assert child.stdin is not None and child.stdout is not None
+    child.stdin.write(b"hello\n" * 3)
+    child.stdin.flush()
     assert child.stdout.readline() == b"now\n"
     time.sleep(0.3)
     child.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(2)
     child.send_signal(signal.SIGINT)
+    child.wait(10)
     _, err = child.communicate(timeout=10)
     assert child.returncode == -signal.SIGINT and b"Traceback" not in err, err
+
+
+def test_an_interrupt_in_chat_stops_the_answer_only(stories_model: Path, tmp_path: Path) -> None:
+    """On a terminal: twice, and the third one, at the prompt, leaves."""
+    code = """
+import time
+from edge_rt.apps.cli import main
+from edge_rt.engine import Engine
+def slow(self, token, decode=Engine.decode):
+    time.sleep(0.05)
+    decode(self, token)
+Engine.decode = slow
+main()
+"""
+    template = tmp_path / "template"
+    template.write_text("Once upon a time")
+    terminal, inner = pty.openpty()
+    command = [sys.executable, "-c", code, "chat", stories_model, "--ram", "2GiB", "--template"]
+    child = subprocess.Popen(
+        [*map(str, command), str(template)], stdin=inner, stdout=inner, stderr=subprocess.PIPE
+    )
+    os.close(inner)
+    shown = b""
+
+    def until(text: bytes) -> None:
+        nonlocal shown
+        deadline = time.monotonic() + 30
+        while text not in shown:
+            assert time.monotonic() < deadline and child.poll() is None, shown
+            if select.select([terminal], [], [], 0.1)[0]:
+                shown += os.read(terminal, 4096)
+        shown = shown.partition(text)[2]
+
+    try:
+        for _ in range(2):
+            until(b"> ")
+            os.write(terminal, b"hello\n")
+            until(b"hello\r\n")
+            while len(shown) < 8:  # of the answer
+                shown += os.read(terminal, 4096)
+            child.send_signal(signal.SIGINT)
+            until(b"(stopped)")
+        until(b"> ")
+        time.sleep(0.2)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+        assert child.returncode == 130 and b"Traceback" not in err, err
+    finally:
+        child.kill()
+        os.close(terminal)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
