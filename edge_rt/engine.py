@@ -68,7 +68,7 @@ def _close_all() -> None:
         engine._end(_EXIT_SECONDS)
     deadline = time.monotonic() + _EXIT_SECONDS
     while calls_in_progress() and time.monotonic() < deadline:
-        time.sleep(0.001)  # a thread that is ended on its way back to Python would abort the process
+        time.sleep(0.001)  # a thread that is ended on its way back to Python aborts the process
     if any(thread.daemon for thread in threading.enumerate()):
         set_leak_warnings(False)  # what its frames hold is never dropped
 

@@ -5,16 +5,12 @@
 # Python itself is not instrumented: what it does under the GIL is seen through pthread's locks,
 # which are intercepted. What the kernel does for an io_uring is not seen at all; the order of its
 # completions is the schedule fuzzer's (tests/native/schedule_test.cc).
-#
-# PYTHON must have the package's dependencies (tokenizers, jinja2, typer) and NumPy.
+# PYTHON: see sanitized_python.sh.
 set -eu
 
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-target=$PWD/build/tsan-python
-"$python" -m pip install --quiet --no-deps --no-build-isolation --upgrade --target "$target" \
-  -Cbuild-dir=build/tsan-extensions -Ccmake.build-type=RelWithDebInfo \
-  -Ccmake.define.EDGE_RT_SANITIZE=thread .
+name=tsan sanitizers=thread
+. scripts/sanitized_python.sh
 
 # Wide address space randomization breaks the shadow memory of older thread sanitizers.
 prefix=
@@ -24,7 +20,7 @@ run() {
   # shellcheck disable=SC2086  # the prefix is several words
   LD_PRELOAD=$("${CXX:-g++}" -print-file-name=libtsan.so) \
     TSAN_OPTIONS=halt_on_error=1:exitcode=66:second_deadlock_stack=1 \
-    PYTHONPATH=$target PYTHONSAFEPATH=1 $prefix "$python" "$@"
+    $prefix "$python" -S "$@"
 }
 
 stories=tests/data/stories260K-F32.gguf

@@ -381,6 +381,7 @@ def main() -> None:
             else:
                 before = now
     faulthandler.cancel_dump_traceback_later()
+    set_faults(None)
     print(f"{args.count} schedules of seed {args.seed}; held before and after: {before} {held()}")
 
 
