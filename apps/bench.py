@@ -135,7 +135,7 @@ def bench(
 ) -> None:
     """Measure decoding at several budgets, a process for each."""
     path = o.model_path(model)
-    from edge_rt.engine import Engine, make_settings, open_planner
+    from edge_rt.engine import make_settings, open_planner
 
     ids = read_ids(tokens) if tokens is not None else None
     if ids is not None and not ids:
@@ -150,7 +150,7 @@ def bench(
     if len(sizes) > 1:
         rows = [_in_own_process(size) for size in sizes]
     else:
-        with Engine(
+        with o.open_engine(
             path, sizes[0], ctx=ctx, threads=threads, kv=kv, io=io, weight_cap=weight_cap
         ) as engine:
             count = len(ids) if ids else max_tokens
@@ -165,7 +165,7 @@ def bench(
         print(
             f"{format_size(row['ram_bytes']):>12} {row['decode_tok_s']:8.2f}"
             f" {row['prefill_tok_s']:8.1f} {format_size(row['flash_bytes_per_token']):>12}"
-            f" {format_size(row['held_bytes']):>12}  {row['logits_sha256'][:16]}"
+            f" {o.held(row['held_bytes']):>12}  {row['logits_sha256'][:16]}"
         )
 
 

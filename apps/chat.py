@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
 import typer
 
+from edge_rt import conversation
 from edge_rt.apps import options as o
 from edge_rt.errors import EdgeRTError, UsageError
 from edge_rt.sizes import format_size
@@ -16,6 +18,8 @@ _HELP = """\
 /system TEXT   set the system message and start over
 /reset         start over
 /undo          take back the last question and answer
+/save FILE     keep the conversation
+/load FILE     go on with one that was kept
 /ram SIZE      change the budget; the conversation stays
 /stats         speed of the last answer and memory by role
 /exit          leave (also Ctrl-D)
@@ -80,6 +84,13 @@ class Conversation:
                     del self.messages[-2:]
                 else:
                     print("nothing to undo")
+            case "save":
+                conversation.save(_file(argument), self.messages)
+                print(f"{len(self.messages)} messages saved")
+            case "load":
+                limit = conversation.limit_bytes(self.engine.ctx)
+                self.messages = conversation.load(_file(argument), limit)
+                print(f"{len(self.messages)} messages loaded")
             case "ram":
                 self.engine.resize(argument)
                 print(f"budget {format_size(self.engine.memory()['budget'])}")
@@ -92,7 +103,7 @@ class Conversation:
     def stats(self) -> str:
         memory = self.engine.memory()
         rows = [f"  {role:<12}{format_size(n):>12}" for role, n in memory["roles"].items()]
-        head = f"held {format_size(memory['held'])} of {format_size(memory['budget'])}"
+        head = f"held {o.held(memory['held'])} of {format_size(memory['budget'])}"
         if self.last is not None:
             s = self.last.stats
             head += f"; {s['decode_tok_s']:.1f} tok/s, first token after {s['ttft_s']:.2f} s"
@@ -173,6 +184,13 @@ def chat(
                 if not interactive:
                     raise
                 o.say(f"error: {o.printable(str(error))}")
+
+
+def _file(argument: str) -> str:
+    """The path after /save or /load."""
+    if not argument:
+        raise UsageError("the name of a file is missing: /save FILE, /load FILE")
+    return os.path.expanduser(argument)
 
 
 def _check(line: str) -> None:

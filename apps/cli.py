@@ -59,8 +59,16 @@ def _end(code: int) -> None:
         if full and not code:
             say(f"error: cannot write: {error.strerror}")
         code = (code or 5) if full else 141
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(_null(), sys.stdout.fileno())
     sys.exit(code)
+
+
+def _null() -> int:
+    """A file that nobody reads; some sandboxes have no /dev."""
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:
+        return os.memfd_create("null")
 
 
 def _open_missing() -> None:
@@ -68,7 +76,7 @@ def _open_missing() -> None:
     numbers, and printing must not fail."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            fd = os.open(os.devnull, os.O_RDWR)
+            fd = _null()
             if fd != number:
                 os.dup2(fd, number)
                 os.close(fd)

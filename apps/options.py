@@ -91,6 +91,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
+def held(n_bytes: int | None) -> str:
+    """A measured size, which not every system tells."""
+    return "unknown" if n_bytes is None else format_size(n_bytes)
+
+
 def print_json(value: object) -> None:
     """The one JSON object of ``--json``."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
@@ -145,6 +150,8 @@ def open_engine(path: str, ram: str | None, **settings: Any) -> Engine:
     engine = Engine(path, budget_of(ram), progress=loading_progress(), **settings)
     if settings.get("io") == "uring" and engine.io != "uring":
         say(f"reading with {engine.io}: {engine.why_no_uring}")
+    if engine.memory()["held"] is None:
+        say("what is held cannot be measured (no /proc/self/status): planned with ceilings")
     return engine
 
 

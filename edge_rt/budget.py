@@ -9,9 +9,6 @@ from __future__ import annotations
 import re
 
 from edge_rt.sizes import KIB, MIB, align_up
-from edge_rt.tokenizer.cost import tokenizer_bytes
-
-__all__ = ["baseline_bytes", "kernel_bytes", "tokenizer_bytes"]
 
 # CPython, our extensions and typer, imported, and a model's directory; no chat, no tokenizer.
 INTERPRETER_BYTES = 25 * MIB

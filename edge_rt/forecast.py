@@ -38,7 +38,7 @@ def _rates() -> dict[str, float]:
             for name, rate in found.items()
             if isinstance(rate, (int, float)) and 0 < rate < 1e6
         }
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, RecursionError, AttributeError):
         return {}
 
 
@@ -87,9 +87,12 @@ def learn(planner: Planner, plan: Plan, steps: int, seconds: float, stall_s: flo
         rates["flash"] = plan.streamed_bytes * steps / seconds / _GIGA
     else:
         rates.setdefault(compute, weights * steps / seconds / _GIGA)
-    with contextlib.suppress(OSError):
-        folder = cache_dir()
+    folder = cache_dir()
+    part = Path(folder, f"{_FILE}.{os.getpid()}.part")
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        part = Path(folder, f"{_FILE}.{os.getpid()}.part")
         part.write_text(json.dumps(rates))
         part.replace(folder / _FILE)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edge_rt.demo import FILE_NAME, cache_dir, demo_path
+from edge_rt.demo import FILE_NAME, cache_dir, demo_path, home_dir
 from edge_rt.errors import EdgeRTError, ModelError, UsageError
 from edge_rt.loaders.gguf_cursor import clip, list_folder, read_whole
 from edge_rt.source import gguf_models, locate
@@ -152,17 +152,21 @@ def _read_text(path: Path, limit: int) -> str:
 # -- the Hugging Face cache ------------------------------------------------------------------------
 
 
+def _expanded(path: str) -> Path:
+    return Path(os.path.expanduser(path))  # leaves a ~ that nobody knows
+
+
 def hugging_face_caches() -> list[Path]:
     """Where huggingface_hub keeps repositories (its ``HF_HUB_CACHE``)."""
     environ = os.environ
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if environ.get(variable):
-            return [Path(environ[variable]).expanduser()]
+            return [_expanded(environ[variable])]
     home = environ.get("HF_HOME")
     if not home:
-        base = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        base = environ.get("XDG_CACHE_HOME") or home_dir() / ".cache"
         home = str(Path(base) / "huggingface")
-    return [Path(home).expanduser() / "hub"]
+    return [_expanded(home) / "hub"]
 
 
 def _repo_folder(repo: str) -> str:
@@ -252,8 +256,8 @@ def _in_cache(cache: Path) -> Iterator[Found]:
 def ollama_stores() -> list[Path]:
     """Where Ollama keeps its models: as a user's program, and as a service."""
     if chosen := os.environ.get("OLLAMA_MODELS"):
-        return [Path(chosen).expanduser()]
-    return [Path.home() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
+        return [_expanded(chosen)]
+    return [home_dir() / ".ollama/models", Path("/usr/share/ollama/.ollama/models")]
 
 
 def _ollama_folder(name: str) -> str:

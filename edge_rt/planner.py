@@ -17,6 +17,7 @@ from edge_rt.errors import BudgetError, EdgeRTError
 from edge_rt.loaders.source import WeightSource
 from edge_rt.program import LOGITS, MatrixUse, Program, X
 from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
+from edge_rt.tokenizer.cost import tokenizer_bytes
 
 MIN_PASS_TOKENS = 64
 MAX_PASS_TOKENS = 256
@@ -35,11 +36,14 @@ _MAX_RING_BYTES = 8 * MIB
 # read at the drive's full speed and keep the lists short.
 _TILES = 2048
 _MIN_TILE_BYTES, _MAX_TILE_BYTES = 128 * KIB, 4 * MIB
+# Beyond 128 GiB tiles grow again: a file can say that it has terabytes, and a list of a million
+# tiles would take minutes and hundreds of MiB before anything was refused.
+_MOST_TILES = 32768
 _ATTENTION_TILE = 32  # kAttentionTile of kernels.h
 _CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tile:
     """Rows ``row .. row + n_rows`` of a matrix: the unit of residency, contiguous in the file."""
 
@@ -120,11 +124,12 @@ class Planner:
     def __init__(self, source: WeightSource, program: Program, alignment: int) -> None:
         self.program = program
         self.alignment = alignment
-        self.tokenizer_peak, self.tokenizer_steady = budget.tokenizer_bytes(source)
+        self.tokenizer_peak, self.tokenizer_steady = tokenizer_bytes(source)
         self.template_bytes = _template_bytes(source)
         total = sum(m.n_bytes for m in program.matrices)
         ideal = 1 << (total // _TILES).bit_length()
-        self.tile_bytes = max(_MIN_TILE_BYTES, min(_MAX_TILE_BYTES, ideal))
+        largest = max(_MAX_TILE_BYTES, 1 << (total // _MOST_TILES).bit_length())
+        self.tile_bytes = max(_MIN_TILE_BYTES, min(largest, ideal))
         self.tiles: list[list[Tile]] = [[], []]  # by segment, in the order of use
         self.tiles_of: list[list[Tile]] = []  # by matrix, rows ascending
         for index, matrix in enumerate(program.matrices):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from edge_rt.runtime._runtime import malloc_trim
 from edge_rt.sizes import KIB
+
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")  # a space in a path of mountinfo
 
 
 def release_memory() -> None:
@@ -16,63 +21,101 @@ def release_memory() -> None:
     malloc_trim()
 
 
-def _status(pid: int | str, key: str) -> int:
+def _lines(path: Path) -> list[str]:
+    """The lines of a file, none where it cannot be read."""
     try:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(key + ":"):
-                return int(line.split()[1]) * KIB
+        return path.read_text(errors="replace").splitlines()
     except OSError:
-        pass
+        return []
+
+
+def _kibibytes(path: Path, key: str) -> int:
+    """The value of a line ``key: 123 kB`` in bytes, 0 where there is none."""
+    for line in _lines(path):
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * KIB
     return 0
 
 
 def resident_bytes() -> int:
     """Resident memory of this process now (VmRSS), 0 where the system does not say."""
-    return _status("self", "VmRSS")
+    return _kibibytes(Path("/proc/self/status"), "VmRSS")
 
 
 def peak_resident_bytes() -> int:
     """The most resident memory this process ever had (VmHWM; not ru_maxrss, which survives
-    exec)."""
-    return _status("self", "VmHWM")
+    exec), 0 where the system does not say."""
+    return _kibibytes(Path("/proc/self/status"), "VmHWM")
 
 
-def available_bytes() -> int:
-    """Memory that could be had now: what the system calls available, within our cgroup's limit."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free = int(line.split()[1]) * KIB
-    except OSError:
-        pass
-    return min([free, *_cgroup_room()])
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that could be had now: what the system calls available, within the limits of the
+    cgroups that we are in. Below ``root`` are ``proc`` and ``sys``."""
+    free = _kibibytes(root / "proc/meminfo", "MemAvailable")
+    free = free or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return min([free, *_cgroup_rooms(root)])
 
 
-def _cgroup_room() -> list[int]:
-    """Limit less usage of every memory cgroup we are in that has a limit, v1 and v2."""
-    rooms = []
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
+def _cgroup_rooms(root: Path) -> Iterator[int]:
+    """What each limited memory cgroup around us still has room for."""
+    names = {}
+    for line in _lines(root / "proc/self/cgroup"):
         _, controllers, name = line.split(":", 2)
-        if controllers == "":
-            base, limit_file, usage_file = "/sys/fs/cgroup", "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            base = "/sys/fs/cgroup/memory"
-            limit_file, usage_file = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        folder = Path(base + name)
-        while len(folder.parts) >= len(Path(base).parts):
-            try:
-                limit = (folder / limit_file).read_text().strip()
-                usage = (folder / usage_file).read_text().strip()
-                if limit != "max" and int(limit) < 1 << 60:
-                    rooms.append(max(0, int(limit) - int(usage)))
-            except (OSError, ValueError):
-                pass
-            folder = folder.parent
-    return rooms
+        if controllers == "" or "memory" in controllers.split(","):
+            names[controllers != ""] = name
+    for is_v1, point, top in _memory_mounts(root):
+        # A container may see only a part of the hierarchy, and our name may be one outside of it:
+        # then the mount's own group is the nearest that we can see.
+        name = names.get(is_v1, top)
+        top = top.rstrip("/") + "/"
+        below = (name + "/").removeprefix(top).split("/")
+        if not (name + "/").startswith(top) or ".." in below:
+            below = []
+        group = root / point.lstrip("/")
+        for part in ["", *below]:
+            group /= part
+            room = _room(group, is_v1)
+            if room is not None:
+                yield room
+
+
+def _memory_mounts(root: Path) -> Iterator[tuple[bool, str, str]]:
+    """Hierarchies that may limit memory: whether it is v1, where it is mounted, its top group."""
+    found = False
+    for line in _lines(root / "proc/self/mountinfo"):
+        place, _, kind = line.partition(" - ")
+        kind, _, options = kind.partition(" ")
+        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split()[-1].split(",")):
+            top, point = (_OCTAL.sub(_character, field) for field in place.split(" ")[3:5])
+            yield kind == "cgroup", point, top
+            found = True
+    if not found:  # /proc is hidden
+        yield False, "/sys/fs/cgroup", "/"
+        yield True, "/sys/fs/cgroup/memory", "/"
+
+
+def _character(code: re.Match[str]) -> str:
+    return chr(int(code[1], 8))
+
+
+def _room(group: Path, is_v1: bool) -> int | None:
+    """Bytes that ``group`` lets its processes have besides what they hold, None for no limit.
+
+    Page cache that nobody used lately is charged to the group but given back before the limit is
+    felt. Above ``memory.high`` processes are slowed down until they hardly move.
+    """
+    limits = ["memory.limit_in_bytes"] if is_v1 else ["memory.max", "memory.high"]
+    usage = "memory.usage_in_bytes" if is_v1 else "memory.current"
+    found = [limit for name in limits if (limit := _number(group / name)) is not None]
+    if not found:
+        return None
+    cache = "total_inactive_file " if is_v1 else "inactive_file "
+    stat = (line for line in _lines(group / "memory.stat") if line.startswith(cache))
+    reclaimable = sum(int(line.split()[1]) for line in stat)
+    return max(0, min(found) - max(0, (_number(group / usage) or 0) - reclaimable))
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is none, or one that means no limit."""
+    text = "".join(_lines(path)).strip()
+    return int(text) if text.isdigit() and int(text) < 1 << 60 else None

@@ -21,7 +21,7 @@ static const float kExpLowest = -87.3f, kExpHighest = 88.0f;
 static const float kLog2E = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
 
 static inline float canonical_exp(float x) {
-  if (x < kExpLowest) return 0.0f;
+  if (!(x >= kExpLowest)) return x < kExpLowest ? 0.0f : x;  // a NaN has no integer n
   if (x > kExpHighest) x = kExpHighest;
   const float n = __builtin_rintf(x * kLog2E);
   float r = __builtin_fmaf(n, -kLn2High, x);

@@ -1,4 +1,7 @@
 #include <string.h>
+#ifdef EDGE_RT_HAVE_AVX2
+#include <cpuid.h>
+#endif
 
 #include "kernels/kernels.h"
 
@@ -8,8 +11,10 @@ namespace edge_rt {
 const Kernels* kernel_table_avx2();  // ops_avx2.cc; only safe to run after the check below
 
 const Kernels* kernels_avx2() {
-  const bool runs = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  unsigned a, b, c = 0, d;
+  __get_cpuid(1, &a, &b, &c, &d);  // older clangs' __builtin_cpu_supports has no f16c
+  const bool runs =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (c & bit_F16C) != 0;
   return runs ? kernel_table_avx2() : nullptr;
 }
 #else

@@ -42,7 +42,7 @@ _MAX_TENSORS = 65536  # 61 layers x 256 experts x 3 unmerged matrices are 46848
 _MAX_NAME_BYTES = 64  # ggml's GGML_MAX_NAME
 _MAX_KEY_BYTES = 65535  # the spec
 _MAX_STRING_BYTES = 1 * MIB  # the longest known value, a chat template, has about 20 KiB
-_MAX_STRINGS = 1 << 22  # of all arrays together, 0.5 s to walk; the largest vocabulary has 0.8 M
+_MAX_WALKED = 1 << 22  # strings and bools of all arrays, 0.5 s; the largest vocabulary has 0.8 M
 _MAX_HELD_BYTES = 32 * MIB  # Python objects made of keys, values and tensor entries
 _HELD_PER_KEY = 160  # dict slot and value object
 _HELD_PER_TENSOR = 420  # dict slot, TensorInfo, its shape and its integers
@@ -75,7 +75,7 @@ class GGUFFile(WeightSource):
         self.alignment = 32
         self.data_offset = 0
         self._held = 0
-        self._strings = 0
+        self._walked = 0
         self.starts = [0]  # of the parts, as offsets count
         self._last_size = file.size  # of the last part
 
@@ -151,9 +151,7 @@ class GGUFFile(WeightSource):
 
     def _append(self, part: GGUFFile) -> None:
         self._hold(part._held)
-        self._strings += part._strings
-        if self._strings > _MAX_STRINGS:
-            raise self.fail(f"more than {_MAX_STRINGS} strings in arrays")
+        self._walk(part._walked, "its parts")
         start = align_up(self.starts[-1] + self._last_size, PART_ALIGNMENT)
         for t in part.tensors.values():
             if t.name in self.tensors:
@@ -171,6 +169,11 @@ class GGUFFile(WeightSource):
         self._held += n_bytes
         if self._held > _MAX_HELD_BYTES:
             raise self.fail(f"keys and tensor entries need more than {_MAX_HELD_BYTES} bytes")
+
+    def _walk(self, count: int, what: str) -> None:
+        self._walked += count
+        if self._walked > _MAX_WALKED:
+            raise self.fail(f"{what}: more than {_MAX_WALKED} strings and bools in arrays")
 
     def _read(self, cursor: Cursor) -> None:
         head = cursor.take(min(_HEADER.size, cursor.left), "the header")
@@ -242,11 +245,10 @@ class GGUFFile(WeightSource):
             raise self.fail(f"{what} has {length} elements, but {cursor.left} bytes are left")
         start = cursor.offset
         if kind == _STRING:
-            self._strings += length
-            if self._strings > _MAX_STRINGS:
-                raise self.fail(f"{what}: more than {_MAX_STRINGS} strings in arrays")
+            self._walk(length, what)
             cursor.skip_strings(length, what)
         elif kind == _BOOL:
+            self._walk(length, what)
             for done in range(0, length, CHUNK_BYTES):
                 part = cursor.take(min(length - done, CHUNK_BYTES), what)
                 if wrong := part.translate(None, b"\0\1"):

@@ -6,7 +6,7 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from edge_rt.errors import ModelError, UsageError
@@ -18,6 +18,9 @@ CHUNK_BYTES: Final = 256 * KIB  # of one read
 
 _MAX_LISTED: Final = 16384  # entries of a folder
 MAX_ELEMENT_BYTES: Final = 1 * MIB  # the longest known vocabulary entry has about 1 KiB
+
+# Takes strings from (buffer, offset) on; returns where it stopped and how many of a count are left.
+Take = Callable[[bytes, int, int], tuple[int, int]]
 
 U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 # name of a number type -> struct code, also array.array's
@@ -181,6 +184,18 @@ class Cursor:
             self.at = at + 8 + size
             yield self.buf[at + 8 : self.at]
 
+    def feed(self, count: int, what: str, take: Take) -> None:
+        """Hand ``count`` strings to ``take``, as many at a time as a chunk holds whole."""
+        while count:
+            self.fill(8, what)
+            self.at, left = take(self.buf, self.at, count)
+            if left == count:  # not even one
+                size = U64.unpack_from(self.buf, self.at)[0]
+                if size > MAX_ELEMENT_BYTES:
+                    raise ModelError(f"{self.path}: {what} has an element of {size} bytes")
+                self.fill(8 + size, what)
+            count = left
+
 
 class LazyArray:
     """An array that stays in its file: each iteration reads it again, a chunk at a time.
@@ -207,6 +222,16 @@ class LazyArray:
         yield Cursor(self._file, self.offset, self.offset + self.n_bytes)
         with storage_errors():
             self._file.check_unchanged()
+
+    def feed(self, take: Take) -> None:
+        """Hand all strings to ``take``, chunk by chunk."""
+        for cursor in self._chunks():
+            cursor.feed(self.length, self.name, take)
+
+    def parts(self) -> Iterator[array[Any]]:
+        """The numbers, a chunk at a time."""
+        for cursor in self._chunks():
+            yield from self._numbers(cursor)
 
     def raw(self) -> Iterator[Any]:
         """Yield the elements, strings as bytes (which need not be UTF-8)."""

@@ -19,7 +19,7 @@ from edge_rt.sizes import MIB
 
 _MAX_VALUE_BYTES: Final = 1 * MIB  # of a string, an element or a value as they are written
 _MAX_DEPTH: Final = 64
-_MAX_SKIPPED: Final = 1 << 18  # values of one document; the most known are about 50 000
+_MAX_SKIPPED: Final = 1 << 17  # values of one document; the most known are about 50 000
 _MAX_SCALAR_BYTES: Final = 64  # of a number or a literal
 _MAX_FLAT_BYTES: Final = 4096  # of an object that is parsed at once only to be skipped
 _JSON: Final = json.JSONDecoder()
@@ -208,7 +208,10 @@ class JsonStream:
 
     def _decode(self, raw: bytes, decoder: json.JSONDecoder) -> Any:
         try:
-            return decoder.decode(raw.decode())
+            value = decoder.decode(raw.decode())
+            if b"\\u" in raw:  # half of a surrogate pair is no character
+                json.dumps(value, ensure_ascii=False).encode()
+            return value
         except (ValueError, RecursionError) as error:
             raise self.fail(f"this is not JSON: {clip(str(error))}") from None
 
@@ -232,7 +235,9 @@ class JsonStream:
             case _:
                 cursor = self._cursor  # half of a number would match too
                 cursor.fill(min(_MAX_SCALAR_BYTES, cursor.left), "JSON")
-                self._match(_SCALAR, "a value", _MAX_SCALAR_BYTES)
+                match = self._match(_SCALAR, "a value", _MAX_SCALAR_BYTES)
+                if len(match[0]) == _MAX_SCALAR_BYTES:  # it may go on
+                    raise self.fail(f"a number of {_MAX_SCALAR_BYTES} characters or more")
 
     def end(self) -> None:
         """Nothing but white space may follow."""

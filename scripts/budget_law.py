@@ -2,7 +2,8 @@
 size.
 
     python scripts/budget_law.py MODEL ... [--tokens IDS.npy] --ram floor,96MiB,50% [--ctx 512]
-        [--decode 256] [--peer-python BENCH_VENV/bin/python] [--json]
+        [--decode 256] [--peer-python BENCH_VENV/bin/python] [--user nobody] [--memlock 64KiB]
+        [--json]
 
 A MODEL is a GGUF or a folder; without ``--tokens`` its tokens are made up, as many as ``--ctx``.
 One of each architecture, a few tens of MiB large:
@@ -86,6 +87,7 @@ def measure(args: argparse.Namespace, ram: int, **change: Any) -> dict[str, Any]
     command += ["--tokens", str(args.tokens)] if args.tokens else []
     os.environ["EDGE_RT_ISA"] = change.get("isa", "auto")
     try:
+        command = cgroup.as_chosen(args, command, Path(args.model), args.tokens)
         done = cgroup.run(
             command, change.get("limit", ram), model=Path(args.model), cold=True, timeout_s=3000
         )
@@ -206,6 +208,8 @@ def main() -> int:
     parser.add_argument("--variants", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--peer-python", help="an interpreter that has llama-cpp-python")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--user", help="run as this user, who joins the cgroup as root")
+    parser.add_argument("--memlock", metavar="SIZE", help="RLIMIT_MEMLOCK of the runs")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer_python and not args.tokens:

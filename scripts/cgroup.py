@@ -17,6 +17,7 @@ import ctypes
 import json
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from pathlib import Path
 from typing import IO
 
 SYS = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 PAGE = mmap.PAGESIZE
 SAMPLE_S = 0.010
 CACHE_SAMPLE_S = 0.250
@@ -101,7 +104,7 @@ def _own_group(controller: str) -> Path:
     """The caller's group of ``controller``, as a folder; the root where it is not visible."""
     v2 = version() == 2
     root = SYS if v2 else SYS / controller
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in (PROC / "self/cgroup").read_text().splitlines():
         _, names, path = line.split(":", 2)
         if (v2 and names == "") or (not v2 and controller in names.split(",")):
             folder = root / path.lstrip("/")
@@ -174,10 +177,6 @@ class Group:
 
     def peak_bytes(self) -> int:
         name = "memory.peak" if self.v2 else "memory.max_usage_in_bytes"
-        return _int(self.memory / name)
-
-    def usage_bytes(self) -> int:
-        name = "memory.current" if self.v2 else "memory.usage_in_bytes"
         return _int(self.memory / name)
 
     def parts(self) -> tuple[int, int, int]:
@@ -261,8 +260,15 @@ class FileCache:
 
 
 def weight_files(model: Path) -> list[Path]:
-    """The files that hold the weights: the GGUF itself, or the folder's safetensors."""
-    return sorted(model.glob("*.safetensors")) if model.is_dir() else [model]
+    """The files that hold the weights: the GGUF, all parts of a split one, or a folder's."""
+    if model.is_dir():
+        return sorted(path for kind in ("safetensors", "gguf") for path in model.glob(f"*.{kind}"))
+    split = _SPLIT.fullmatch(model.name)
+    if not split:
+        return [model]
+    same = (_SPLIT.fullmatch(path.name) for path in model.parent.iterdir())
+    parts = [match for match in same if match and match[1] == split[1] and match[3] == split[3]]
+    return sorted(model.parent / match[0] for match in parts)
 
 
 def drop_file_cache(path: Path) -> None:
@@ -295,7 +301,7 @@ class PeakTree:
 
     def sample(self, pids: Sequence[int]) -> None:
         for pid in pids:
-            folder = Path("/proc") / str(pid)
+            folder = PROC / str(pid)
             hwm = _vm_hwm(_read(folder / "status"))
             stat = _read(folder / "stat").rpartition(")")[2].split()
             if not hwm or len(stat) < 26:
@@ -432,6 +438,17 @@ def _parse_size(text: str) -> int:
     return int(text)
 
 
+def as_chosen(args: argparse.Namespace, command: Sequence[str], *reach: Path | None) -> list[str]:
+    """``command`` as ``--user`` with ``--memlock``, who can read what is in ``reach``."""
+    if args.user is None and args.memlock is None:
+        return list(command)
+    import as_user
+
+    files = [file for path in reach if path for file in (path, *weight_files(path))]
+    user = args.user or "root"
+    return as_user.command(command, user=user, memlock=args.memlock, reach=files)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--limit", type=_parse_size, required=True, metavar="SIZE")
@@ -440,6 +457,8 @@ def main() -> int:
     parser.add_argument("--read-bps", type=_parse_size, metavar="SIZE", help="throttle reads")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="S")
     parser.add_argument("--json", action="store_true", help="print the whole result as JSON")
+    parser.add_argument("--user", help="run as this user, who joins the group as root")
+    parser.add_argument("--memlock", metavar="SIZE", help="RLIMIT_MEMLOCK of the command")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
     reason = available()
@@ -447,9 +466,13 @@ def main() -> int:
         print(f"cgroup: {reason}", file=sys.stderr)
         return 2
     result = run(
-        args.command, args.limit, model=args.model, cold=args.cold, read_bps=args.read_bps,
+        as_chosen(args, args.command, args.model),
+        args.limit,
+        model=args.model,
+        cold=args.cold,
+        read_bps=args.read_bps,
         timeout_s=args.timeout,
-    )  # fmt: skip
+    )
     if args.json:
         print(json.dumps(asdict(result), indent=1))
     else:

@@ -72,6 +72,22 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More weights than a small budget holds, and a chat template."""
+    maker = load_script("make_model")
+    config = maker.Config(
+        layers=2, hidden=256, ffn=4096, heads=4, kv_heads=2, head_dim=64, vocab=2048, context=512,
+        format="Q8_0",
+    )  # fmt: skip
+    model = maker.build(config, 3)
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    model.add("tokenizer.chat_template", template)
+    path = tmp_path_factory.mktemp("models") / "chat.gguf"
+    model.write(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Texts, vocabularies and templates too large or too foreign for the repository."""
     path = Path(os.environ.get("EDGE_RT_SHARED") or ROOT.parent / "shared")

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_rt import BudgetError, Engine, budget
+from edge_rt import BudgetError, Engine, budget, conversation
 from edge_rt.engine import make_settings, open_planner
 from edge_rt.planner import N_IO_THREADS
 
 from .conftest import load_script
+from .fresh import measure
 
 EDGE_RT = [sys.executable, "-m", "edge_rt.apps.cli"]
 MIB = 2**20
@@ -45,6 +46,14 @@ def run(cgroup: ModuleType, model: Path, size: int, *args: object, **options: An
     argv = [*EDGE_RT, args[0], str(model), "--ram", str(size), "--ctx", str(CTX)]
     argv += ["--threads", str(THREADS), "--json", *map(str, args[1:])]
     result = cgroup.run(argv, size, model=model, timeout_s=120, **options)
+    assert not result.oom_killed, (size, result.stderr)
+    return result
+
+
+def chat(cgroup: ModuleType, model: Path, size: int, lines: str) -> Any:
+    argv = [*EDGE_RT, "chat", str(model), "--ram", str(size), "--ctx", str(CTX)]
+    argv += ["--threads", str(THREADS), "-n", "8", "--seed", "1"]
+    result = cgroup.run(argv, size, model=model, stdin=lines)
     assert not result.oom_killed, (size, result.stderr)
     return result
 
@@ -96,12 +105,27 @@ def test_a_long_prompt_at_the_floor(cgroup: ModuleType, demo_model: Path, tmp_pa
 @pytest.mark.slow
 def test_chat_at_the_floor(cgroup: ModuleType, demo_model: Path) -> None:
     size = floor_of(demo_model)
-    argv = [*EDGE_RT, "chat", str(demo_model), "--ram", str(size), "--ctx", str(CTX)]
-    argv += ["--threads", str(THREADS), "-n", "8", "--seed", "1"]
-    result = cgroup.run(argv, size, model=demo_model, stdin="Hello!\n/stats\nAnd now?\n")
-    assert not result.oom_killed
+    result = chat(cgroup, demo_model, size, "Hello!\n/stats\nAnd now?\n")
     check_law(result, size)
     assert "held" in result.stdout
+
+
+@pytest.mark.slow
+def test_conversation_files_at_the_floor(
+    cgroup: ModuleType, demo_model: Path, tmp_path: Path
+) -> None:
+    """The dearest file that is loaded, then one that is refused by its size."""
+    size, limit = floor_of(demo_model), conversation.limit_bytes(CTX)
+    messages = ['{"role":"user","content":"' + r"\ud83d\ude00" + "a" * (limit - 80) + '"}']
+    (tmp_path / "talk.json").write_text(f'{{"messages":[{",".join(messages)}]}}')
+    (tmp_path / "large.json").write_text(" " * 100_000_000)
+    lines = f"Hello!\n/load {tmp_path}/talk.json\n/save {tmp_path}/new.json\n/reset\nAnd now?\n"
+    result = chat(cgroup, demo_model, size, lines)
+    check_law(result, size)
+    assert "1 messages loaded\n1 messages saved" in result.stdout
+    result = chat(cgroup, demo_model, size, f"/load {tmp_path}/large.json\n")
+    assert result.rc == 2 and "it has 100000000 bytes" in result.stderr
+    assert result.held_bytes <= size
 
 
 @pytest.mark.slow
@@ -115,11 +139,7 @@ def test_chat_with_the_dearest_template_at_the_floor(cgroup: ModuleType, tmp_pat
     model.add("tokenizer.chat_template", f"{say}{{% if a is defined %}}{dear}{{% endif %}}")
     model.write(path := tmp_path / "dear.gguf")
     size = floor_of(path)
-    argv = [*EDGE_RT, "chat", str(path), "--ram", str(size), "--ctx", str(CTX)]
-    argv += ["--threads", str(THREADS), "-n", "8", "--seed", "1"]
-    result = cgroup.run(argv, size, model=path, stdin="Hello!\nAnd now?\n")
-    assert not result.oom_killed
-    check_law(result, size)
+    check_law(chat(cgroup, path, size, "Hello!\nAnd now?\n"), size)
 
 
 @pytest.mark.slow
@@ -143,22 +163,6 @@ def test_the_floor_is_the_same_in_every_process(demo_model: Path) -> None:
 
 
 # --- declared ceilings --------------------------------------------------------------------------
-
-STATUS = """
-def status(key):
-    for line in open("/proc/self/status"):
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-"""
-
-
-def measure(code: str, *args: object) -> int:
-    """The integer that ``code`` prints in a fresh interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", STATUS + code, *map(str, args)],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return int(done.stdout.split()[-1])
 
 
 def test_interpreter_ceiling(demo_model: Path) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from .conftest import load_script
 
 MIB = 2**20
 HOLD_50 = "import time; b = bytearray(50 << 20); time.sleep(0.2); print(len(b))"
@@ -81,3 +86,102 @@ def test_read_throttle(cgroup, tmp_path: Path) -> None:
     except OSError as error:
         pytest.skip(f"NO READ THROTTLE on this drive: {error}")
     assert result.rc == 0 and result.wall_s > 1.0
+
+
+def test_all_parts_of_a_model_are_watched(tmp_path: Path) -> None:
+    tool = load_script("cgroup")
+    names = ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "m-00001-of-00003.gguf", "o.gguf"]
+    paths = [tmp_path / name for name in [*names, "n-00001-of-00002.gguf", "config.json"]]
+    for path in paths:
+        path.touch()
+    assert tool.weight_files(paths[1]) == paths[:2]
+    assert tool.weight_files(paths[3]) == [paths[3]]
+    assert tool.weight_files(tmp_path) == sorted(paths[:-1])
+
+
+class Unified:
+    """A tree of files like that of cgroup v2, in which our own process is in /a/b."""
+
+    def __init__(self, tool: ModuleType, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.sys, self.proc = root / "sys", root / "proc"
+        (self.sys / "a/b").mkdir(parents=True)
+        (self.proc / "self").mkdir(parents=True)
+        (self.proc / "self/cgroup").write_text("0::/a/b\n")
+        (self.sys / "cgroup.controllers").write_text("cpu io memory pids\n")
+        for group in ("a", "a/b", ""):
+            (self.sys / group / "cgroup.subtree_control").write_text("cpu\n")
+        patch.setattr(tool, "SYS", self.sys)
+        patch.setattr(tool, "PROC", self.proc)
+
+
+@pytest.fixture
+def unified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Unified:
+    return Unified(load_script("cgroup"), tmp_path, monkeypatch)
+
+
+def test_v2_groups_are_made_where_controllers_are_delegated(unified: Unified) -> None:
+    tool = load_script("cgroup")
+    assert tool.version() == 2
+    (unified.sys / "a/cgroup.subtree_control").write_text("cpu memory\n")
+    # Our own group holds us, so that it must not delegate: the kernel says EBUSY.
+    (unified.sys / "a/b/cgroup.subtree_control").unlink()
+    (unified.sys / "a/b/cgroup.subtree_control").mkdir()
+    group = tool.Group(100_000_001)
+    assert group.memory.parent == unified.sys / "a"
+    made = {path.name: path.read_text() for path in group.memory.iterdir()}
+    assert made == {"memory.max": str(100_000_001 // 4096 * 4096), "memory.swap.max": "0"}
+    (unified.proc / "self/cgroup").write_text("0::/away\n")  # not visible: the top
+    assert tool.Group(1 << 20).memory.parent == unified.sys
+    assert (unified.sys / "cgroup.subtree_control").read_text() == "+memory"
+
+
+def test_v2_accounts(unified: Unified) -> None:
+    tool = load_script("cgroup")
+    group = tool.Group(64 * MIB)
+    for name, text in (
+        ("memory.peak", "7000\n"), ("memory.events", "low 0\noom 4\noom_kill 3\n"),
+        ("cgroup.procs", "12\n13\n"),
+        ("memory.stat", "anon 5\nfile 6\nslab 1\nkernel_stack 2\npagetables 3\nsock 4\n"),
+    ):  # fmt: skip
+        (group.memory / name).write_text(text)
+    assert (group.peak_bytes(), group.oom_kills(), group.pids()) == (7000, 3, [12, 13])
+    assert group.parts() == (5, 6, 10)  # before Linux 5.18 there is no sum
+    (group.memory / "memory.stat").write_text("anon 5\nfile 6\nkernel 99\nslab 1\n")
+    assert group.parts() == (5, 6, 99) and group.kernel_peak_bytes() == 0
+
+
+def test_v2_without_the_memory_controller(unified: Unified) -> None:
+    tool = load_script("cgroup")
+    (unified.sys / "cgroup.controllers").write_text("cpu\n")
+    assert tool.version() == 0
+    for folder in ("a/b", "a", ""):
+        path = unified.sys / folder / "cgroup.subtree_control"
+        path.unlink()
+        path.mkdir()  # nobody may delegate
+    (unified.sys / "cgroup.controllers").write_text("memory\n")
+    with pytest.raises(OSError, match="no group may delegate"):
+        tool.Group(MIB)
+
+
+def test_v2_groups_for_real() -> None:
+    """What a unified hierarchy without memory can show: joining, listing, killing, removing."""
+    tool = load_script("cgroup")
+    top = Path("/sys/fs/cgroup/unified")
+    if os.geteuid() != 0 or not (top / "cgroup.procs").exists():
+        pytest.skip("NO CGROUP V2: root and a v2 hierarchy at /sys/fs/cgroup/unified are needed")
+    folder = top / f"edge-rt-test-{os.getpid()}"
+    folder.mkdir()
+    group = object.__new__(tool.Group)
+    group.memory, group.folders, group.v2 = folder, [folder], True
+    sleeper = ["/bin/sh", "-c", tool._JOIN, "sh", "1", str(folder), "sleep", "60"]
+    with subprocess.Popen(sleeper) as child:
+        deadline = time.monotonic() + 20
+        while group.pids() != [child.pid] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert group.pids() == [child.pid]
+        assert (
+            f"0::{'/' + str(folder.relative_to(top))}\n"
+            in Path(f"/proc/{child.pid}/cgroup").read_text()
+        )
+        group.remove()
+        assert child.wait(20) == -9 and not folder.exists()

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .conftest import load_script
-
 EDGE_RT = [sys.executable, "-m", "edge_rt.apps.cli"]
 MIB = 2**20
 ROLES = {
@@ -44,21 +42,6 @@ def one_object(out: str) -> dict[str, Any]:
     found = json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert isinstance(found, dict)
     return found
-
-
-@pytest.fixture(scope="module")
-def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    maker = load_script("make_model")
-    config = maker.Config(
-        layers=2, hidden=256, ffn=4096, heads=4, kv_heads=2, head_dim=64, vocab=2048, context=512,
-        format="Q8_0",
-    )  # fmt: skip
-    model = maker.build(config, 3)
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    model.add("tokenizer.chat_template", template)
-    path = tmp_path_factory.mktemp("models") / "chat.gguf"
-    model.write(path)
-    return path
 
 
 # --- generate -----------------------------------------------------------------------------------

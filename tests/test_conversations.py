@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +23,12 @@ from edge_rt import Engine, StorageError
 from edge_rt.flash_io._flash_io import Faults
 
 from .conftest import load_script
+from .invariance import frozen  # noqa: F401
 
 CTX = 120
 N_OPERATIONS = 45
 SEED = int(os.environ.get("EDGE_RT_TEST_SEED") or random.randrange(1 << 30))
 FAMILIES = ("llama", "gemma2", "gemma3_text", "olmo3", "phi3", "ministral3", "smollm3")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    """Every engine collects garbage: torch's and pytest's objects would take most of the time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def write_model(rng: random.Random, family: str, path: Path) -> int:

@@ -149,12 +149,14 @@ def test_single_bytes_of_the_header(tmp_path: Path) -> None:
 
 
 def test_random_tensor_bytes(tmp_path: Path) -> None:
-    """NaN and infinite weights give some token, never a crash."""
-    for fill in (b"\xff", b"\x7f\x80\x00\x00"[::-1], b"\x00"):
+    """NaN and infinite weights are refused, zeros give some token; never a crash."""
+    for fill, refused in ((b"\xff", True), (b"\x7f\x80\x00\x00"[::-1], True), (b"\x00", False)):
         builder = tiny()
         for tensor in builder.tensors:
             tensor.data = (fill * len(tensor.data))[: len(tensor.data)]
-        assert use(builder.write(tmp_path / "m.gguf")) is None
+        error = use(builder.write(tmp_path / "m.gguf"))
+        assert (error is not None) == refused
+        assert not refused or "not finite" in str(error)
 
 
 # --- hyperparameters ----------------------------------------------------------------------------

@@ -6,38 +6,35 @@ tiles. test_invariance.py asks more of the llama.
 
 from __future__ import annotations
 
-import functools
-import gc
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import edge_rt.planner as planner
-from edge_rt import Engine, UsageError
+from edge_rt import Engine
 
 from .conftest import load_script
+from .invariance import (
+    frozen,  # noqa: F401
+    ids,
+    open_engine,
+    reference,
+    reference_row,
+    rows,
+    rows_on,
+    set_pass,
+)
 from .parity import folders, gguf_models
 from .parity.variants import VARIANTS
 from .parity.weights import token_ids
 
 N_TOKENS = 75
-CTX = 96
 WINDOW = 20
 # model_type -> layers: enough for both kinds where there are two
 LAYERS = {
     "llama": 3, "qwen2": 3, "qwen3": 3, "gemma": 3, "gemma2": 4, "gemma3_text": 7, "phi3": 3,
     "smollm3": 5, "olmo2": 3, "olmo3": 5, "granite": 3, "ministral3": 3,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _frozen() -> Iterator[None]:
-    """Every engine collects garbage: torch's and pytest's objects would take most of the time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module", params=LAYERS)
@@ -53,33 +50,9 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
-def ids(n: int = N_TOKENS) -> list[int]:
-    return [1, *((i * 97 + 11) % 1000 + 3 for i in range(n - 1))]
-
-
-def open_engine(path: Path, **options: Any) -> Engine:
-    return Engine(path, **{"ram": "4GiB", "ctx": CTX, "threads": 2} | options)
-
-
-def rows(path: Path, **options: Any) -> bytes:
-    with open_engine(path, **options) as engine:
-        return engine.logits(ids()).tobytes()
-
-
-@functools.cache
-def reference(path: Path) -> bytes:
-    """(N_TOKENS, n_vocab) float32 as bytes: everything resident, two threads, the best ISA."""
-    return rows(path)
-
-
-def reference_row(path: Path, index: int) -> bytes:
-    size = len(reference(path)) // N_TOKENS
-    return reference(path)[size * index :][:size]
-
-
 def scored(engine: Engine) -> bytes:
     """The logits of all tokens, without reserving memory for them."""
-    found = engine.score_rows(ids(), 0)
+    found = engine.score_rows(ids(N_TOKENS), 0)
     return b"".join(engine.logits_bytes(row) for _, row in found)
 
 
@@ -91,65 +64,56 @@ def test_residency(model: Path, share: float) -> None:
     with open_engine(model, weight_cap=int(share * weights)) as engine:
         assert engine.plan.streamed_bytes > 0
         assert (engine.plan.resident_bytes > weights // 4) == (share > 0)
-        assert scored(engine) == reference(model)
+        assert scored(engine) == reference(model, N_TOKENS)
 
 
 @pytest.mark.parametrize(("threads", "isa"), [(1, "ref"), (3, "avx2")])
 def test_threads_and_instruction_sets(
     model: Path, monkeypatch: pytest.MonkeyPatch, threads: int, isa: str
 ) -> None:
-    monkeypatch.setenv("EDGE_RT_ISA", isa)
-    try:
-        found = rows(model, threads=threads, weight_cap=400_000)
-    except UsageError as error:
-        pytest.skip(f"NO {isa} KERNELS HERE: {error}")
-    assert found == reference(model)
-
-
-def set_pass(monkeypatch: pytest.MonkeyPatch, pass_tokens: int) -> None:
-    """Short passes also make the KV rings of windowed layers shorter than the prompt."""
-    monkeypatch.setattr(planner, "MIN_PASS_TOKENS", pass_tokens)
-    monkeypatch.setattr(planner, "MAX_PASS_TOKENS", pass_tokens)
-    monkeypatch.setattr(planner, "MIN_LOGIT_ROWS", min(3, pass_tokens))
+    expected, options = reference(model, N_TOKENS), {"threads": threads, "weight_cap": 400_000}
+    assert rows_on(monkeypatch, isa, model, N_TOKENS, **options) == expected
 
 
 @pytest.mark.parametrize("pass_tokens", [7, 32, 64])
 def test_pass_sizes(model: Path, monkeypatch: pytest.MonkeyPatch, pass_tokens: int) -> None:
-    reference(model)
+    reference(model, N_TOKENS)
     set_pass(monkeypatch, pass_tokens)
     with open_engine(model, weight_cap="0") as engine:
         assert engine.plan.pass_tokens == pass_tokens
-        assert scored(engine) == reference(model)
+        assert scored(engine) == reference(model, N_TOKENS)
 
 
 def test_decoding_equals_prefill(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference(model)
+    reference(model, N_TOKENS)
     set_pass(monkeypatch, 9)
     with open_engine(model, weight_cap=400_000) as engine:
-        for index, token in enumerate(ids()):
+        for index, token in enumerate(ids(N_TOKENS)):
             engine.decode(token)
-            assert engine.logits_bytes() == reference_row(model, index), f"token {index}"
+            assert engine.logits_bytes() == reference_row(model, N_TOKENS, index), f"token {index}"
 
 
 @pytest.mark.parametrize("pass_tokens", [9, None])
 def test_going_back(model: Path, monkeypatch: pytest.MonkeyPatch, pass_tokens: int | None) -> None:
     """A shorter prefix of what is known, by more than a window, and on from there."""
-    reference(model)
+    reference(model, N_TOKENS)
     if pass_tokens:
         set_pass(monkeypatch, pass_tokens)
     with open_engine(model) as engine:
         for end in (5, 40, 75, 41, 12, 60):
-            engine.prefill(ids()[:end])
-            assert engine.logits_bytes() == reference_row(model, end - 1), f"after {end} tokens"
-        engine.prefill(ids()[:30])
-        engine.generate(ids()[:30], max_tokens=30, ignore_eos=True)
-        engine.prefill(ids())
-        assert engine.logits_bytes() == reference_row(model, N_TOKENS - 1)
+            engine.prefill(ids(N_TOKENS)[:end])
+            assert engine.logits_bytes() == reference_row(model, N_TOKENS, end - 1), (
+                f"after {end} tokens"
+            )
+        engine.prefill(ids(N_TOKENS)[:30])
+        engine.generate(ids(N_TOKENS)[:30], max_tokens=30, ignore_eos=True)
+        engine.prefill(ids(N_TOKENS))
+        assert engine.logits_bytes() == reference_row(model, N_TOKENS, N_TOKENS - 1)
 
 
 def test_resize_in_the_middle(model: Path) -> None:
     with open_engine(model) as engine:
-        engine.prefill(ids()[:33])
+        engine.prefill(ids(N_TOKENS)[:33])
         for index in range(33, N_TOKENS):
             if index == 35:
                 engine.resize(engine.memory()["floor"])
@@ -157,14 +121,14 @@ def test_resize_in_the_middle(model: Path) -> None:
             if index == 50:
                 engine.resize("4GiB")
                 assert engine.plan.streamed_bytes == 0
-            engine.decode(ids()[index])
-            assert engine.logits_bytes() == reference_row(model, index), f"token {index}"
+            engine.decode(ids(N_TOKENS)[index])
+            assert engine.logits_bytes() == reference_row(model, N_TOKENS, index), f"token {index}"
 
 
 def test_each_kv_type(model: Path) -> None:
-    found = rows(model, kv="f32", weight_cap="0", threads=1)
-    assert found == rows(model, kv="f32")
-    assert found != reference(model)
+    found = rows(model, N_TOKENS, kv="f32", weight_cap="0", threads=1)
+    assert found == rows(model, N_TOKENS, kv="f32")
+    assert found != reference(model, N_TOKENS)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "gemma2", "gemma3", "phi3", "olmo3"])

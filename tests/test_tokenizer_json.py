@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edge_rt.errors import EdgeRTError, ModelError, UsageError
 from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.tokenizer import Tokenizer
-from edge_rt.tokenizer.json_file import scan
+from edge_rt.tokenizer.json_file import Pieces, scan
 from edge_rt.tokenizer.unicode_classes import OTHER, collapse
 
 from . import tokenizer_files as f
@@ -397,6 +397,21 @@ def test_damaged_files(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(ModelError) as caught:
         Tokenizer.from_file(tmp_path)
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "piece", [b"\xff", b"\xed\xa0\x80", b"a\xc3", b"\\n\xff", b"\\ud800", b"\xf5\x80\x80\x80"]
+)
+def test_pieces_that_are_no_characters(tmp_path: Path, piece: bytes) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(b'{"\xc3\xa9": 1, "\\u00e9x": 2, "%s": 3}' % piece)
+    pieces = Pieces()
+    with (
+        JsonStream.open(path) as stream,
+        pytest.raises(ModelError, match="not a string of characters"),
+    ):
+        pieces.take(stream, stream.numbers())
+    assert list(pieces) == [("é".encode(), 1), ("éx".encode(), 2)]
 
 
 @settings(relaxed, max_examples=60)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +14,25 @@ from edge_rt.tokenizer.cost import tokenizer_bytes
 
 from . import gguf_builder as g
 from . import tokenizer_files as f
+from .fresh import run_fresh
 
 STORIES = Path(__file__).parent / "data/stories260K-F32.gguf"
 MEASURE = """
 import sys
 from edge_rt.tokenizer import Tokenizer
 from edge_rt.process import release_memory
-def kib(name):
-    text = open("/proc/self/status").read()
-    return int(text.split(name + ":")[1].split()[0])
 release_memory()
-before = kib("VmRSS")
+before = status("VmRSS")
 tokenizer = Tokenizer.from_file(sys.argv[1])
-peak = kib("VmHWM") - before
+peak = status("VmHWM") - before
 release_memory()
-after = kib("VmRSS") - before
+after = status("VmRSS") - before
 words = iter(range(10**9))
 texts = (f" word{next(words)} and {chr(97 + i % 26) * (i % 29)} Täxt" for i in range(8000))
 n = sum(1 for _ in tokenizer.iter_encode(texts))
 release_memory()
 assert "numpy" not in sys.modules
-print(peak * 1024, after * 1024, (kib("VmRSS") - before) * 1024, (kib("VmHWM") - before) * 1024)
+print(peak, after, status("VmRSS") - before, status("VmHWM") - before)
 """
 
 
@@ -49,11 +44,7 @@ class Folder:
 
 
 def measure(path: Path) -> list[int]:
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(path)], env=environment, check=True,
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_fresh(MEASURE, path, MALLOC_ARENA_MAX="1", TOKENIZERS_PARALLELISM="false")
     return [int(n) for n in done.stdout.split()]
 
 

@@ -49,20 +49,10 @@ _UNSUPPORTED = (
 )  # fmt: skip
 
 
-class HuggingFaceSource(WeightSource):
-    """A model in ``folder``; ``config`` and ``generation_config`` are its files of that name."""
-
-    def __init__(self, raw: SafetensorsFolder) -> None:
-        super().__init__(raw.folder, raw.parts, raw.file_size)
-        self.folder = raw.folder
-        self.file = raw.file
-        self.config = raw.config
-        self.generation_config = raw.generation_config
-
-
 def huggingface_source(raw: SafetensorsFolder) -> WeightSource:
     """Translate ``raw``; raises `ModelError` for what is unknown, missing or not supported."""
-    source = HuggingFaceSource(raw)
+    source = WeightSource(raw.folder, raw.parts, raw.file_size)
+    source.folder, source.file = raw.folder, raw.file
     config = _language_config(raw)
     architecture, family = FAMILIES[config["model_type"]]
     keys = _Translator(raw, config, architecture, family).keys()

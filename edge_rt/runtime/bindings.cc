@@ -252,6 +252,9 @@ void bind_runtime(nb::module_& m) {
           },
           "row"_a)
       .def(
+          "logits_are_finite",
+          [](const Runtime& r, int row) { return all_finite(r.logits(row), r.n_vocab()); }, "row"_a)
+      .def(
           "negative_log_likelihood",
           [](const Runtime& r, int row, int target) {
             if (target < 0 || target >= r.n_vocab()) throw nb::value_error("no such token");

@@ -7,6 +7,10 @@
 
 namespace edge_rt {
 
+// Whether all of `logits` are numbers: a model whose weights are damaged gives NaN or infinity, and
+// what is drawn from them would look like an answer.
+bool all_finite(const float* logits, int n);
+
 struct SamplerOptions {
   float temperature = 0.0f;        // 0: the most likely token
   int top_k = 0;                   // 0: off

@@ -7,11 +7,15 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
+from edge_rt.errors import ModelError
 from edge_rt.tokenizer.special import AFTER_TOKEN, AT_START, INSIDE, MAX_SPECIALS, UNICODE_SPACE
 from edge_rt.tokenizer.unicode_classes import is_letter
 
 _SPACE_BEFORE: Final = re.compile(f"[{UNICODE_SPACE}]*\\Z")
 _SPACE_AFTER: Final = re.compile(f"[{UNICODE_SPACE}]*")
+# Of a text by its normalizer; those that are known replace one character by another one.
+MAX_GROWTH: Final = 8
+_MAX_GROWN: Final = 1024  # letters more
 Normalize = Callable[[str, int], str]
 
 
@@ -124,11 +128,18 @@ def _split(finder: _Finder, text: str, special: bool) -> Iterator[int | str]:
 
 
 def native_normalizer(steps: list[tuple[str, str]]) -> Normalize:
-    """Steps are ("", prefix) to prepend, or (text, replacement)."""
+    """Steps are ("", prefix) to prepend, or (text, replacement); the normalizer raises `ModelError`
+    for steps that make a text many times longer, as a few of them in a row can."""
 
     def normalize(text: str, place: int) -> str:
+        limit = MAX_GROWTH * len(text) + _MAX_GROWN
         for old, new in steps:
             if old:
+                more = text.count(old) * (len(new) - len(old)) if len(new) > len(old) else 0
+                if len(text) + more > limit:
+                    raise ModelError(
+                        f"its normalizer makes a text more than {MAX_GROWTH} times as long"
+                    )
                 text = text.replace(old, new)
             elif text and place != INSIDE:
                 text = new + text

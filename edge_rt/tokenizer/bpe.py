@@ -5,12 +5,12 @@ to build a model of 151k tokens and 36 MiB to keep it, which a hard budget canno
 
 from __future__ import annotations
 
-import os
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from edge_rt.errors import ModelError
+from edge_rt.loaders.gguf_cursor import U64, LazyArray
+from edge_rt.tokenizer._tokenizer import MergeTable
 from edge_rt.tokenizer.spm import byte_ids
 from edge_rt.tokenizer.spm import bytes_of_piece as raw_bytes_of_piece
 from edge_rt.tokenizer.unicode_classes import is_letter
@@ -22,8 +22,8 @@ from edge_rt.tokenizer.vocab import (
     UNKNOWN,
     USER_DEFINED,
     Vocabulary,
-    empty_slots,
     merge_symbols,
+    secret,
 )
 from edge_rt.tokenizer.words import SPACE, Unspanned, WordCache
 
@@ -39,6 +39,7 @@ def _alphabet() -> list[str]:
 
 
 LETTER_OF_BYTE: Final = _alphabet()
+_NOTHING: Final = (INFINITE, -1)
 BYTE_OF_LETTER: Final = {letter: byte for byte, letter in enumerate(LETTER_OF_BYTE)}
 
 
@@ -61,57 +62,56 @@ def bytes_of_piece(piece: bytes) -> bytes:
 
 
 class Merges:
-    """Pairs of tokens and what they become, by rank; ``pairs`` are (left, right) pieces.
+    """Pairs of tokens and what they become, by rank.
 
-    Of equal pairs the first counts, as in llama.cpp, or with ``last_counts`` the last.
+    ``pairs``: a GGUF's array of "left right", or (left, right) pieces. Of equal pairs the first
+    counts, as in llama.cpp, or with ``last_counts`` the last.
     """
 
     def __init__(
         self,
         vocabulary: Vocabulary,
-        pairs: Iterable[tuple[bytes, bytes]],
+        pairs: LazyArray | Iterable[tuple[bytes, bytes]],
         last_counts: bool = False,
     ) -> None:
-        self._pairs = array("Q")  # by rank: left id << 24 | right id
-        self._joined = array("I")  # by rank
-        # A secret factor, so that no file can be made whose pairs all share a slot.
-        self._factor = int.from_bytes(os.urandom(8), "little") | 1
-        find, types = vocabulary.find, vocabulary.types
-        for rank, (one, two) in enumerate(pairs):
-            left, right, joined = find(one), find(two), find(one + two)
-            if min(left, right, joined) < 0 or BYTE in (types[left], types[right]):
-                raise ModelError(
-                    f"merge {rank} {(one + b' ' + two)[:60]!r} does not join two tokens into a "
-                    "third one"
-                )
-            if rank >= MAX_TOKENS:
-                raise ModelError(f"more than {MAX_TOKENS} merges are not supported")
-            self._pairs.append(left << 24 | right)
-            self._joined.append(joined)
-        self._slots = empty_slots(len(self._pairs))
-        for rank, pair in enumerate(self._pairs):
-            slot, other = self._slot(pair)
-            if not other or last_counts:
-                self._slots[slot] = rank + 1
+        self._vocabulary = vocabulary
+        self._table = table = MergeTable(vocabulary.table, secret())
+        if isinstance(pairs, LazyArray):
+            self._check_count(len(pairs))
+            pairs.feed(self._take)
+        else:
+            for one, two in pairs:
+                if not table.add(vocabulary.table, vocabulary.types, BYTE, one, two):
+                    raise self._wrong(one + b" " + two)
+                self._check_count(len(table))
+        table.finish(last_counts)
 
-    def _slot(self, pair: int) -> tuple[int, int]:
-        """The slot of ``pair`` and its rank + 1, which is 0 when the slot is free."""
-        slots, pairs = self._slots, self._pairs
-        mask = len(slots) - 1
-        slot = (pair * self._factor >> 40) & mask
-        while other := slots[slot]:
-            if pairs[other - 1] == pair:
-                break
-            slot = (slot + 1) & mask
-        return slot, other
+    @staticmethod
+    def _check_count(n_merges: int) -> None:
+        if n_merges > MAX_TOKENS:
+            raise ModelError(f"more than {MAX_TOKENS} merges are not supported")
+
+    def _take(self, buffer: bytes, at: int, count: int) -> tuple[int, int]:
+        vocabulary = self._vocabulary
+        at, left, good = self._table.add_merges(
+            vocabulary.table, vocabulary.types, BYTE, buffer, at, count
+        )
+        if not good:
+            raise self._wrong(buffer[at + 8 : at + 8 + U64.unpack_from(buffer, at)[0]])
+        return at, left
+
+    def _wrong(self, merge: bytes) -> ModelError:
+        return ModelError(
+            f"merge {len(self._table)} {merge[:60]!r} does not join two tokens into a third one"
+        )
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._table)
 
     def lookup(self, left: int, right: int) -> tuple[float, int]:
         """(rank + 1, joined) of two ids; a negative one joins with nothing."""
-        rank = self._slot(left << 24 | right)[1]
-        return (rank, self._joined[rank - 1]) if rank else (INFINITE, -1)
+        found = self._table.lookup(left, right)
+        return found if found[0] else _NOTHING
 
 
 class BytePairModel:

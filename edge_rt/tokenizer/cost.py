@@ -44,7 +44,7 @@ def tokenizer_bytes(source: WeightSource) -> tuple[int, int]:
     types = source.get_array("tokenizer.ggml.token_type", None)
     n_special = 0
     if types is not None and types.kind == "int32":
-        n_special = sum(kind in (2, 3, 4) for kind in types.raw())
+        n_special = sum(part.count(kind) for part in types.parts() for kind in (2, 3, 4))
     return tokenizer_ceilings(
         len(tokens),
         len(merges) if merges is not None else 0,

@@ -95,6 +95,8 @@ def read_folder(folder: Path, name: str = "tokenizer.json") -> Parts:
             strips_space=any(map(_strips, components(layout.parts["decoder"], "decoders"))),
         )
     except ModelError as error:
+        if str(error).startswith(str(folder)):  # it says itself which file of the folder
+            raise
         raise ModelError(f"{path}: {error}") from None
 
 
@@ -130,6 +132,7 @@ def _added_later(path: Path, reader: _Reader) -> list[AddedToken]:
                     )
                 reader.vocabulary.types[index] = CONTROL if token.special else USER_DEFINED
                 found.append(token)
+        stream.end()
     return found
 
 
@@ -268,4 +271,5 @@ def read_settings(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
                     found[key] = stream.value()
                 else:
                     stream.skip()
+            stream.end()
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 from edge_rt.errors import ModelError
@@ -46,7 +45,7 @@ def read_gguf(file: WeightSource) -> Parts:
     pre = None if kind == "llama" else _pre_tokenizer(file, pre_name)
     tokens = file.get_array(_KEY + "tokens", kind="string")
     n_tokens = len(tokens)
-    vocabulary = Vocabulary(tokens.raw(), n_tokens, _numbers(file, "token_type", n_tokens, "int32"))
+    vocabulary = Vocabulary(tokens, n_tokens, _numbers(file, "token_type", n_tokens, "int32"))
 
     def token_id(name: str) -> int | None:
         default = _SPM_DEFAULTS.get(name) if kind == "llama" else None
@@ -100,18 +99,11 @@ def _pair_model(
     array = file.get_array(_KEY + "merges", None, kind="string")
     if array is None and pre.needs_merges:
         array = file.get_array(_KEY + "merges", kind="string")  # raises
-    merges = Merges(vocabulary, _pairs(array))
+    merges = Merges(vocabulary, array if array is not None else ())
     splitter = StagedSplitter(pre)
     if pre.raw:
         return RawPairModel(vocabulary, merges, splitter, newline_runs=pre.newline_runs)
     return BytePairModel(vocabulary, merges, splitter, pre.whole_words)
-
-
-def _pairs(merges: LazyArray | None) -> Iterator[tuple[bytes, bytes]]:
-    for merge in merges.raw() if merges is not None else ():
-        # The left piece has at least one byte, and that may be a space.
-        space = merge.find(b" ", 1)
-        yield (merge[:space], merge[space + 1 :]) if space > 0 else (merge, b"")
 
 
 def _numbers(file: WeightSource, name: str, n_tokens: int, *kinds: str) -> LazyArray | None:

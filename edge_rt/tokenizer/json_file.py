@@ -169,7 +169,9 @@ class Pieces:
         for raw, index in entries:
             if index >= MAX_TOKENS or len(self._blob) > MAX_BLOB_BYTES:
                 raise stream.fail(f"a vocabulary with id {index} or so many bytes is too large")
-            self.add(raw if b"\\" not in raw else stream.text(raw).encode(), index)
+            if b"\\" in raw or not raw.isascii():
+                raw = stream.text(raw).encode()
+            self.add(raw, index)
         return len(self._ids)
 
     def add(self, piece: bytes, index: int) -> None:
@@ -211,7 +213,9 @@ class Pieces:
                     types[index] = CONTROL
                     yield b"[unused %d]" % index
 
-        return Vocabulary(pieces(), n_tokens, types)
+        # Names of ids without a piece may be more bytes than there are now.
+        n_bytes = len(self._blob) + sum(map(len, contents.values()))
+        return Vocabulary(pieces(), n_tokens, types, n_bytes)
 
 
 def pair(stream: JsonStream, one: bytes, two: bytes | None) -> tuple[bytes, bytes]:

@@ -6,11 +6,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from edge_rt.errors import ModelError
+from edge_rt.loaders.gguf_cursor import clip
+from edge_rt.tokenizer.added import MAX_GROWTH
 from edge_rt.tokenizer.raw import components
 
+_NORMALIZERS: Final = (
+    "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase", "Strip", "StripAccents", "Replace", "Prepend",
+    "BertNormalizer", "ByteLevel",
+)  # fmt: skip
+_PRE_TOKENIZERS: Final = (
+    "ByteLevel", "Split", "Digits", "Punctuation", "Whitespace", "WhitespaceSplit", "Metaspace",
+    "CharDelimiterSplit", "BertPreTokenizer", "UnicodeScripts",
+)  # fmt: skip
 _EMPTY_MODEL: Final = {"type": "BPE", "vocab": {}, "merges": []}
 # Expressions of known families: with them a word always ends after a letter that a space follows,
 # and those of the second kind cut white space after its last newline too.
@@ -37,9 +48,13 @@ _KNOWN_CUTS: Final = {r"\p{N}{1,3}", r"\p{N}", r"\d", "[一-龥\u3040-ゟ゠-ヿ
 
 
 class Library:
-    """A normalizer and a pre-tokenizer; either may be None for none."""
+    """A normalizer and a pre-tokenizer; either may be None for none.
+
+    Raises `ModelError` for what the library refuses, and for what it would not survive.
+    """
 
     def __init__(self, normalizer: Any, pre_tokenizer: Any) -> None:
+        _check(normalizer, pre_tokenizer)
         from tokenizers import Tokenizer
 
         text = json.dumps(
@@ -49,25 +64,53 @@ class Library:
                 "decoder": None, "model": _EMPTY_MODEL,
             }
         )  # fmt: skip
-        try:
+        with _guarded("is not supported"):
             tokenizer = Tokenizer.from_str(text)
-        except BaseException as error:  # the library also raises pyo3's PanicException
-            if isinstance(error, (KeyboardInterrupt, SystemExit)):
-                raise
-            raise ModelError(
-                f"its normalizer or pre-tokenizer is not supported: {str(error)[:160]}"
-            ) from None
         self._normalizer, self._pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
         self.ends_at_space, self.ends_at_line = _ends(normalizer, pre_tokenizer)
 
     def normalize(self, text: str, place: int) -> str:
         """``text`` as the normalizer makes it, wherever it stands."""
-        return str(self._normalizer.normalize_str(text)) if self._normalizer else text
+        if not self._normalizer:
+            return text
+        with _guarded("failed"):
+            return str(self._normalizer.normalize_str(text))
 
     def words(self, text: str) -> Iterator[str]:
         """The words of a normalized text, in the byte-level alphabet."""
-        for word, _ in self._pre_tokenizer.pre_tokenize_str(text):
+        with _guarded("failed"):
+            found = self._pre_tokenizer.pre_tokenize_str(text)
+        for word, _ in found:
             yield word
+
+
+@contextmanager
+def _guarded(what: str) -> Iterator[None]:
+    """Makes what the library raises ours, pyo3's PanicException included, which is no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error)[:160].split())
+        raise ModelError(f"its normalizer or pre-tokenizer {what}: {reason}") from None
+
+
+def _check(normalizer: Any, pre_tokenizer: Any) -> None:
+    """Refuse components that no byte-level tokenizer has: some make the library panic, which it
+    prints, and a row of replacements can make a text of any length."""
+    growth = 1
+    for part in components(normalizer, "normalizers"):
+        kind = part.get("type")
+        if kind not in _NORMALIZERS:
+            raise ModelError(f"its normalizer {clip(kind)} is not supported")
+        for key in ("content", "prepend"):
+            growth *= max(1, len(str(part.get(key, ""))))
+    if growth > MAX_GROWTH:
+        raise ModelError(f"its normalizer makes a text more than {MAX_GROWTH} times as long")
+    for part in components(pre_tokenizer, "pretokenizers"):
+        if part.get("type") not in _PRE_TOKENIZERS:
+            raise ModelError(f"its pre-tokenizer {clip(part.get('type'))} is not supported")
 
 
 def _ends(normalizer: Any, pre_tokenizer: Any) -> tuple[bool, bool]:

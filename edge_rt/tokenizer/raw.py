@@ -12,6 +12,7 @@ from edge_rt.tokenizer.added import Normalize, native_normalizer
 from edge_rt.tokenizer.special import AT_START, INSIDE
 from edge_rt.tokenizer.words import SPACE
 
+_MAX_PREFIX: Final = 64  # letters; known ones are "▁"
 _BEFORE_SPACE: Final = re.compile(f"(?={SPACE})")
 
 
@@ -80,6 +81,8 @@ def components(component: Any, key: str) -> list[dict[str, Any]]:
 def _step(part: dict[str, Any]) -> tuple[str, str]:
     pattern = part.get("pattern")
     if part.get("type") == "Prepend" and isinstance(part.get("prepend"), str):
+        if len(part["prepend"]) > _MAX_PREFIX:
+            raise ModelError(f"its normalizer puts more than {_MAX_PREFIX} letters before a text")
         return "", part["prepend"]
     if part.get("type") == "Replace" and isinstance(pattern, dict):
         old, new = pattern.get("String"), part.get("content")

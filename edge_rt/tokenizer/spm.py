@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterable
 from typing import Final
 
 from edge_rt.errors import ModelError
+from edge_rt.loaders.gguf_cursor import LazyArray
 from edge_rt.tokenizer.special import INSIDE
 from edge_rt.tokenizer.vocab import BYTE, INFINITE, NORMAL, Vocabulary, merge_symbols
 from edge_rt.tokenizer.words import SPACE, Unspanned, WordCache
@@ -22,8 +22,9 @@ _BYTE_TOKEN: Final = re.compile(rb"<0x([0-9A-F]{2})>")
 
 def byte_ids(vocabulary: Vocabulary) -> list[int]:
     """The byte token of each byte, -1 where there is none; raises `ModelError`."""
-    for index, kind in enumerate(vocabulary.types):
-        if kind == BYTE and not _BYTE_TOKEN.fullmatch(vocabulary.piece(index)):
+    index = -1
+    while (index := vocabulary.types.find(BYTE, index + 1)) >= 0:
+        if not _BYTE_TOKEN.fullmatch(vocabulary.piece(index)):
             raise ModelError(
                 f"byte token {index} is {vocabulary.piece(index)[:40]!r}, not <0x00> to <0xFF>"
             )
@@ -47,7 +48,7 @@ class SentencePieceModel:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        scores: Iterable[float] | None,
+        scores: LazyArray | None,
         unknown_id: int | None,
         add_space_prefix: bool,
     ) -> None:
@@ -55,7 +56,9 @@ class SentencePieceModel:
         self._vocabulary = vocabulary
         self._unknown_id = unknown_id
         self.add_space_prefix = add_space_prefix
-        self._scores = array("f", bytes(4)) * n_tokens if scores is None else array("f", scores)
+        self._scores = array("f", bytes(4)) * n_tokens if scores is None else array("f")
+        for part in scores.parts() if scores is not None else ():
+            self._scores.extend(part if part.typecode == "f" else array("f", part))
         if len(self._scores) != n_tokens:
             raise ModelError(f"there are {n_tokens} tokens, but {len(self._scores)} scores")
         if any(score != score for score in self._scores):

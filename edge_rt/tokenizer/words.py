@@ -47,10 +47,8 @@ def left_neighbours(texts: Iterable[str], right: str) -> set[str]:
 
 
 def _texts_with(vocabulary: Vocabulary, letter: str) -> Iterator[str]:
-    raw = letter.encode()
-    for piece in map(vocabulary.piece, range(len(vocabulary))):
-        if piece.find(raw, 1) > 0:
-            yield piece.decode(errors="replace")
+    for index in vocabulary.table.holding(letter.encode()):
+        yield vocabulary.piece(index).decode(errors="replace")
 
 
 class Unspanned:

@@ -178,7 +178,23 @@ inline void test_negative_log_likelihood() {
   }
 }
 
+inline void test_all_finite() {
+  const float max = std::numeric_limits<float>::max(), inf = std::numeric_limits<float>::infinity();
+  for (int n : {1, 3, 7, 64, 257}) {
+    std::vector<float> logits(n, -max);
+    logits[n / 2] = std::numeric_limits<float>::denorm_min();
+    CHECK(all_finite(logits.data(), n));
+    for (int at = 0; at < n; ++at)
+      for (float wrong : {inf, -inf, std::nanf(""), -std::nanf("1")}) {
+        std::vector<float> broken = logits;
+        broken[at] = wrong;
+        CHECK(!all_finite(broken.data(), n));
+      }
+  }
+}
+
 inline void test_sampler() {
+  test_all_finite();
   test_sampler_cuts();
   test_sampler_penalties();
   test_sampler_distribution();
