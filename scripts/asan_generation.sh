@@ -13,7 +13,7 @@ name=asan sanitizers=address,undefined
 run() {
   LD_PRELOAD="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-    "$python" -S -m edge_rt.apps.cli "$@"
+    PYTHONPATH=$path PYTHONSAFEPATH=1 "$python" -S -m edge_rt.apps.cli "$@"
 }
 
 stories=tests/data/stories260K-F32.gguf

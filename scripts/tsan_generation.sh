@@ -20,7 +20,7 @@ run() {
   # shellcheck disable=SC2086  # the prefix is several words
   LD_PRELOAD=$("${CXX:-g++}" -print-file-name=libtsan.so) \
     TSAN_OPTIONS=halt_on_error=1:exitcode=66:second_deadlock_stack=1 \
-    $prefix "$python" -S "$@"
+    PYTHONPATH=$path PYTHONSAFEPATH=1 $prefix "$python" -S "$@"
 }
 
 stories=tests/data/stories260K-F32.gguf
