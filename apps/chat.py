@@ -60,6 +60,7 @@ class Conversation:
             if not sys.stdin.isatty():
                 raise
             stream.close()
+            o.catch_interrupt()
             print("\n(stopped)", end="")
         print(flush=True)
         self.last = stream.completion or self.last

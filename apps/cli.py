@@ -28,7 +28,7 @@ from edge_rt.apps.chat import chat
 from edge_rt.apps.generate import generate
 from edge_rt.apps.inspect import inspect
 from edge_rt.apps.list import list_models
-from edge_rt.apps.options import printable, say
+from edge_rt.apps.options import catch_interrupt, printable, say
 from edge_rt.apps.plan import plan
 from edge_rt.apps.ppl import ppl
 from edge_rt.apps.pull import pull
@@ -96,7 +96,7 @@ def _internal(error: Exception) -> None:
 def main() -> None:
     """Run a command; every outcome has the exit code of the README's table."""
     if _interruptible:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        catch_interrupt()
     _open_missing()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no UTF-8

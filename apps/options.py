@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,17 @@ TemplateArg = Annotated[
     ),
 ]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="the system message")]
+
+
+def catch_interrupt() -> None:
+    """Make the next Ctrl-C a `KeyboardInterrupt`, and the one after it the end at once: ending in
+    order waits for the drive, which may not answer."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -32,7 +33,16 @@ from edge_rt.lowering import build_program
 from edge_rt.planner import Plan, Planner, Settings, default_threads, reusable
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS
-from edge_rt.runtime._runtime import Arena, Runtime, Sampler, isa_name
+from edge_rt.runtime._runtime import (
+    Arena,
+    Gate,
+    Hold,
+    Runtime,
+    Sampler,
+    calls_in_progress,
+    isa_name,
+    set_leak_warnings,
+)
 from edge_rt.sampling import Sampling
 from edge_rt.sizes import format_size, parse_size
 from edge_rt.source import open_source
@@ -44,6 +54,23 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], object]
 _DEFAULT_CTX = 4096
+
+_EXIT_SECONDS = 5.0  # for callbacks and drives that do not return
+_ABANDON_SECONDS = 0.1  # for a drive that does not answer while loading is given up
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """At the interpreter's end, while other threads still run: a daemon thread within a pass would
+    be ended there, and the memory freed under the others of its team."""
+    for engine in list(_engines):
+        engine._end(_EXIT_SECONDS)
+    deadline = time.monotonic() + _EXIT_SECONDS
+    while calls_in_progress() and time.monotonic() < deadline:
+        time.sleep(0.001)  # a thread that is ended on its way back to Python aborts the process
+    if any(thread.daemon for thread in threading.enumerate()):
+        set_leak_warnings(False)  # what its frames hold is never dropped
 
 
 def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Planner, File]:
@@ -117,7 +144,12 @@ class Engine:
     Raises `BudgetError` before anything is loaded if the budget cannot hold the model, `ModelError`
     for files that are damaged or not supported (and later, from requests, where damaged weights
     give logits that are no numbers), `UsageError` for impossible settings and
-    `StorageError` when reading fails. One thread at a time; a second one is refused.
+    `StorageError` when reading fails. One thread at a time; a second one is refused, but any may
+    `close`.
+
+    Ctrl-C is noticed within 100 ms wherever a call waits or works. A request that it ends leaves
+    the engine ready for the next one; where it ends `resize`, the engine is closed, and reads that
+    the drive has not answered keep its memory until `close` is called again or it is dropped.
     """
 
     def __init__(
@@ -136,8 +168,10 @@ class Engine:
             raise UsageError(f"io is {io!r}: it must be auto, uring or pread")
         started = time.perf_counter()
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._runtime: Runtime | None = None
+        self._gate = Gate()
+        self._closed = False
+        self._runtime: Runtime | None = None  # of `_plan`, and loaded, while `_ready`
+        self._ready = False
         self._arena: Arena | None = None
         self._progress = progress
         self._isa = _isa()
@@ -152,7 +186,8 @@ class Engine:
         self._charge_baseline()
         self._template: ChatTemplate | None = None
         self._template_bytes = self._planner.template_bytes  # charged
-        self._start()
+        _engines.add(self)
+        self._start(self._settings, self._plan)
         self.load_s = time.perf_counter() - started
 
     # -- life cycle -----------------------------------------------------------------------------
@@ -166,30 +201,59 @@ class Engine:
             f"{format_size(resident_bytes())}"
         )
 
-    def _start(self) -> None:
-        """Make the arena as planned and load the resident weights; keeps the KV cache."""
-        plan = self._plan
-        self._runtime = None  # its threads end before its memory changes
+    def _start(self, settings: Settings, plan: Plan) -> None:
+        """Make the arena as ``plan`` says and load the resident weights; keeps the KV cache.
+
+        Whatever ends it, an exception in ``progress`` or between any two steps included, either all
+        has become as planned, or the engine is closed.
+        """
         try:
-            if self._arena is None:
-                self._arena = Arena(plan.arena_bytes)
+            self._ready = False
+            runtime = self._runtime
+            if runtime is not None:
+                runtime.close()  # its threads end before its memory changes
+            self._runtime = runtime = None
+            self._settings, self._plan = settings, plan
+            arena = self._arena
+            if arena is None:
+                self._arena = arena = Arena(plan.arena_bytes)
             else:
-                self._arena.resize(plan.arena_bytes, kept=plan.kv_bytes)
-            runtime = assemble(self._planner, plan, self._arena, self._file, self._isa, self._io)
+                arena.resize(plan.arena_bytes, kept=plan.kv_bytes)
+            runtime = assemble(self._planner, plan, arena, self._file, self._isa, self._io)
+            self._runtime = runtime
+            if self._closed:  # by another thread, which may not have seen this runtime
+                raise UsageError("the engine is closed")
             runtime.load(
                 [(run.file_offset, run.n_bytes, run.arena_offset) for run in plan.runs],
                 self._progress,
             )
             if self._progress is not None:
                 self._progress(1, 1)
+            if self._closed:
+                raise UsageError("the engine is closed")
+            self._ready = True
         except BaseException as error:
-            self.close()
+            runtime = arena = None  # a traceback would keep them
+            self._end(_ABANDON_SECONDS)
             raise _as_ours(error) from error
-        self._runtime = runtime
 
     def close(self) -> None:
-        """Give all memory back. Closing twice does nothing."""
-        self._runtime = None
+        """Give all memory back. Closing twice does nothing.
+
+        May be called from any thread: a request that runs in another one ends with `UsageError`
+        before its memory is freed. Waits for reads that the drive has not answered; Ctrl-C ends
+        that wait with the engine closed but its memory held until `close` is called again.
+        """
+        self._end()
+
+    def _end(self, seconds: float | None = None) -> None:
+        """`close`; after ``seconds`` the waiting is over, and what is still in use stays."""
+        self._closed = True
+        self._ready = False
+        runtime = self._runtime
+        if os.getpid() == self._pid and runtime is not None and not runtime.close(seconds):
+            return
+        self._runtime = runtime = None
         self._arena = None
         self._history.clear()  # its KV cache is gone
 
@@ -217,8 +281,7 @@ class Engine:
     def _replan(self, settings: Settings) -> None:
         plan = self._planner.plan(settings)
         plan.require_fit(os.path.basename(self.source.path))
-        self._settings, self._plan = settings, plan
-        self._start()
+        self._start(settings, plan)
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -270,17 +333,22 @@ class Engine:
 
     # -- passes ---------------------------------------------------------------------------------
 
-    def _exclusive(self) -> _Exclusive:
-        return _Exclusive(self._lock)
+    def _exclusive(self) -> Hold:
+        self._check_process()
+        return self._gate.enter()
 
-    def _running(self) -> Runtime:
+    def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise ForkError(
                 "this engine was made before a fork: make a new one in the child process"
             )
-        if self._runtime is None:
+
+    def _running(self) -> Runtime:
+        self._check_process()
+        runtime = self._runtime
+        if runtime is None or not self._ready:
             raise UsageError("the engine is closed")
-        return self._runtime
+        return runtime
 
     def forget(self) -> None:
         """Drop the conversation: the next request starts with an empty KV cache."""
@@ -307,8 +375,9 @@ class Engine:
                 break
             same += 1
         same = reusable(self._planner.program, self._plan, same, self._written)
-        self._written = self._written if same else 0
         del self._history[same:]
+        if same == 0:
+            self._written = 0  # only now: the history never claims more than was written
         step = self._plan.pass_tokens
         starts = range(same, len(tokens), step)
         runtime.plan([LAYERS] * len(starts) + [HEAD])
@@ -337,7 +406,7 @@ class Engine:
 
         The row is valid until the iterator goes on.
         """
-        runtime = self._running()
+        self._running()
         self.check_tokens(tokens)
         self._history.clear()
         self._written = 0
@@ -347,16 +416,16 @@ class Engine:
             end = min(start + step, len(tokens))
             heads = [(row, min(n_rows, end - row)) for row in range(max(start, first), end, n_rows)]
             work.append((start, end, heads))
-        runtime.plan([s for _, _, heads in work for s in [LAYERS] + [HEAD] * len(heads)])
+        self._running().plan([s for _, _, heads in work for s in [LAYERS] + [HEAD] * len(heads)])
         for start, end, heads in work:
             part = list(tokens[start:end])
             self._written = max(self._written, end)
             with storage_errors():
-                runtime.run(part, start, with_head=False)
+                self._running().run(part, start, with_head=False)
             self._history.extend(part)
             for row, count in heads:
                 with storage_errors():
-                    runtime.run_head(row - start, count)
+                    self._running().run_head(row - start, count)
                 for offset in range(count):
                     yield row + offset, offset
 
@@ -386,19 +455,21 @@ class Engine:
     ) -> int:
         """Draw the next token from logits row 0, which is changed by it; raises `ModelError` where
         it is no numbers."""
-        assert self._arena is not None
+        runtime, arena = self._running(), self._arena
+        if arena is None:  # closed meanwhile
+            raise UsageError("the engine is closed")
         self._check_logits(0)
         window = sampling.penalty_window
         missing = window - len(generated)
         history = list(prompt[-missing:]) if missing > 0 else []
         if window:
             history.extend(generated[-window:])
-        return self._running().sample(
+        return runtime.sample(
             sampler,
             sampling.options(),
             history,
             list(sampling.logit_bias.items()),
-            self._arena,
+            arena,
             self._plan.candidates_offset,
         )
 
@@ -529,20 +600,6 @@ def _release(engine: weakref.ref[Engine], n_bytes: int) -> None:
     if alive is not None:
         alive._settings = replace(alive._settings, reserved=alive._settings.reserved - n_bytes)
         alive._plan.roles["interpreter"] -= n_bytes
-
-
-class _Exclusive:
-    """Holds the engine's lock, or says clearly that another thread does."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
-
-    def __enter__(self) -> None:
-        if not self._lock.acquire(blocking=False):
-            raise UsageError("the engine is busy with another request")
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 def _as_ours(error: BaseException) -> BaseException:

@@ -1,10 +1,9 @@
-#include <pthread.h>
-
-#include <condition_variable>
-#include <mutex>
+#include <string>
+#include <system_error>
 #include <vector>
 
 #include "flash_io/request_queue.h"
+#include "flash_io/sync.h"
 
 namespace edge_rt {
 namespace {
@@ -14,47 +13,32 @@ constexpr size_t kStackBytes = 128 * 1024;  // pread needs little; stacks count 
 class PreadReader final : public Reader {
  public:
   PreadReader(const File& file, int n_threads) : file_(file) {
-    pthread_attr_t attributes;
-    pthread_attr_init(&attributes);
-    pthread_attr_setstacksize(&attributes, kStackBytes);
-    for (int i = 0; i < n_threads; ++i) {
-      pthread_t thread;
-      const int error = pthread_create(
-          &thread, &attributes,
-          [](void* self) -> void* {
-            static_cast<PreadReader*>(self)->work();
-            return nullptr;
-          },
-          this);
-      if (error == 0) {
-        threads_.push_back(thread);
-      } else if (threads_.empty()) {
-        pthread_attr_destroy(&attributes);
-        throw IoError::of(error, "cannot start a read thread");
-      }
+    try {
+      for (int i = 0; i < n_threads; ++i) threads_.emplace_back(kStackBytes, [this] { work(); });
+    } catch (const std::system_error& error) {
+      if (threads_.empty()) throw IoError::of(error.code().value(), "cannot start a read thread");
     }
-    pthread_attr_destroy(&attributes);
   }
 
   ~PreadReader() override {
     {
-      std::lock_guard<std::mutex> lock(mutex_);
+      sync::Lock lock(mutex_);
       stop_ = true;
     }
     work_ready_.notify_all();
-    for (pthread_t thread : threads_) pthread_join(thread, nullptr);
+    for (sync::Thread& thread : threads_) thread.join();
   }
 
   void submit(const ReadRequest& request, bool urgent) override {
     {
-      std::lock_guard<std::mutex> lock(mutex_);
+      sync::Lock lock(mutex_);
       queue_.push(request, urgent);
     }
     work_ready_.notify_one();
   }
 
   void drain() override {
-    std::unique_lock<std::mutex> lock(mutex_);
+    sync::Lock lock(mutex_);
     idle_.wait(lock, [this] { return queue_.empty() && n_running_ == 0; });
   }
 
@@ -62,7 +46,7 @@ class PreadReader final : public Reader {
 
  private:
   void work() {
-    std::unique_lock<std::mutex> lock(mutex_);
+    sync::Lock lock(mutex_);
     for (;;) {
       work_ready_.wait(lock, [this] { return stop_ || !queue_.empty(); });
       if (queue_.empty()) return;  // only when stopping: what was queued is still read
@@ -84,12 +68,12 @@ class PreadReader final : public Reader {
   }
 
   const File& file_;
-  std::mutex mutex_;
-  std::condition_variable work_ready_, idle_;
+  sync::Mutex mutex_;
+  sync::CondVar work_ready_, idle_;
   RequestQueue queue_;
   int n_running_ = 0;
   bool stop_ = false;
-  std::vector<pthread_t> threads_;
+  std::vector<sync::Thread> threads_;
 };
 
 }  // namespace

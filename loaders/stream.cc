@@ -1,5 +1,6 @@
 #include "loaders/stream.h"
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 
@@ -8,13 +9,17 @@ namespace {
 
 constexpr size_t kSlots = 4096;  // blocks with memory at one time
 constexpr int kSpins = 2000;     // about 20 us before a waiting thread sleeps
+constexpr auto kPollInterval = std::chrono::milliseconds(20);
 
 }  // namespace
 
 StreamRing::StreamRing(Reader& reader, const File& file, std::byte* memory, size_t bytes)
     : reader_(reader), file_(file), memory_(memory), bytes_(bytes), segments_(2), slots_(kSlots) {}
 
-StreamRing::~StreamRing() { reset(); }
+StreamRing::~StreamRing() {
+  sync::Lock lock(mutex_);
+  arrived_.wait(lock, [this] { return in_flight_ == 0; });
+}
 
 void StreamRing::set_segments(std::vector<std::vector<StreamBlock>> segments) {
   if (segments.size() != 2) throw std::invalid_argument("the ring knows two segments");
@@ -24,7 +29,7 @@ void StreamRing::set_segments(std::vector<std::vector<StreamBlock>> segments) {
         throw std::invalid_argument("a block of " + std::to_string(block.length) +
                                     " bytes does not fit the ring");
   reset();
-  std::lock_guard<std::mutex> lock(mutex_);
+  sync::Lock lock(mutex_);
   segments_ = std::move(segments);
 }
 
@@ -33,15 +38,20 @@ void StreamRing::append(int segment) {
   planned_ += segments_[segment].size();
 }
 
-void StreamRing::plan(const std::vector<int>& wanted) {
-  std::unique_lock<std::mutex> lock(mutex_);
+bool StreamRing::plan(const std::vector<int>& wanted, const std::function<bool()>& poll) {
+  sync::Lock lock(mutex_);
+  if (abandoned_) {
+    if (!wait_until_loaded(lock, poll)) return false;
+    abandoned_ = false;
+  }
   size_t same = 0;
   const size_t n_waiting = instances_.size() - n_begun_;
   while (same < wanted.size() && same < n_waiting &&
-         instances_[n_begun_ + same].segment == wanted[same])
+         instances_[n_begun_ + same].segment == wanted[same] &&
+         !has_failed(instances_[n_begun_ + same]))
     ++same;
   if (same < wanted.size() && same < n_waiting) {  // a wrong guess: take its memory back
-    wait_until_loaded(lock);
+    if (!wait_until_loaded(lock, poll)) return false;
     const uint64_t cut = instances_[n_begun_ + same].first;
     instances_.resize(n_begun_ + same);
     planned_ = cut;
@@ -50,25 +60,25 @@ void StreamRing::plan(const std::vector<int>& wanted) {
     for (uint64_t sequence = cut; sequence < granted_; ++sequence)
       slot(sequence).ready.store(0, std::memory_order_relaxed);
     if (granted_ > cut) granted_ = cut;
-    if (oldest_ > cut) oldest_ = cut;
   }
   for (; same < wanted.size(); ++same) append(wanted[same]);
-  if (failed_) forget_failed(lock);
   grant();
+  return true;
 }
 
-void StreamRing::forget_failed(std::unique_lock<std::mutex>& lock) {
-  wait_until_loaded(lock);
-  failed_ = false;
-  uint64_t first = oldest_;
-  while (first < granted_ && slot(first).error == 0) ++first;
-  for (uint64_t sequence = first; sequence < granted_; ++sequence)
-    slot(sequence).ready.store(0, std::memory_order_relaxed);
-  granted_ = first;
+// Whether a block of it was read ahead in vain: the drive may be well by now.
+bool StreamRing::has_failed(const Instance& instance) {
+  if (!failed_) return false;
+  const uint64_t end = std::min(granted_, instance.first + segments_[instance.segment].size());
+  for (uint64_t sequence = instance.first; sequence < end; ++sequence) {
+    const Slot& s = slot(sequence);
+    if (s.ready.load(std::memory_order_relaxed) == sequence + 1 && s.error != 0) return true;
+  }
+  return false;
 }
 
 uint64_t StreamRing::begin(int segment) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  sync::Lock lock(mutex_);
   if (n_begun_ >= instances_.size() || instances_[n_begun_].segment != segment)
     throw std::logic_error("this segment was not planned");
   const uint64_t first = instances_[n_begun_++].first;
@@ -117,25 +127,22 @@ void StreamRing::grant() {
     s.error = 0;
     s.released = false;
     s.ready.store(0, std::memory_order_relaxed);
-    ++in_flight_;
     bytes_requested_.fetch_add(extent.length, std::memory_order_relaxed);
     requests_.fetch_add(1, std::memory_order_relaxed);
     reader_.submit({extent.offset, extent.length, extent.lead + block.length, memory_ + at,
                     &StreamRing::on_done, this, granted_},
                    /*urgent=*/false);
+    ++in_flight_;  // not before: submit may throw, and on_done waits for our lock
     ++granted_;
   }
 }
 
 void StreamRing::on_done(void* context, uint64_t tag, int error, const char* reason) {
   auto* self = static_cast<StreamRing*>(context);
-  std::lock_guard<std::mutex> lock(self->mutex_);
+  sync::Lock lock(self->mutex_);
   Slot& s = self->slot(tag);
   s.error = error;
-  if (error != 0) {
-    s.reason = reason;
-    self->failed_ = true;
-  }
+  if (error != 0) s.reason = reason, self->failed_ = true;
   s.ready.store(tag + 1, std::memory_order_release);
   --self->in_flight_;
   // Under the lock: once the last read is seen as done, the ring may be destroyed.
@@ -144,23 +151,20 @@ void StreamRing::on_done(void* context, uint64_t tag, int error, const char* rea
 
 const std::byte* StreamRing::wait(uint64_t sequence, const std::function<bool()>& poll) {
   Slot& s = slot(sequence);
-  for (int i = 0; i < kSpins && s.ready.load(std::memory_order_acquire) != sequence + 1; ++i) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-  }
-  while (s.ready.load(std::memory_order_acquire) != sequence + 1) {
-    if (poll()) return nullptr;
-    std::unique_lock<std::mutex> lock(mutex_);
-    arrived_.wait_for(lock, std::chrono::milliseconds(20),
-                      [&] { return s.ready.load(std::memory_order_acquire) == sequence + 1; });
+  const auto is_ready = [&] { return s.ready.load(std::memory_order_acquire) == sequence + 1; };
+  if (!sync::spin(kSpins, is_ready)) {
+    while (!is_ready()) {
+      if (poll()) return nullptr;
+      sync::Lock lock(mutex_);
+      arrived_.wait_for(lock, kPollInterval, is_ready);
+    }
   }
   if (s.error != 0) throw IoError(s.error, s.reason);
   return memory_ + s.at + s.lead;
 }
 
 void StreamRing::release(uint64_t sequence) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  sync::Lock lock(mutex_);
   slot(sequence).released = true;
   bool freed = false;
   while (oldest_ < granted_ && slot(oldest_).released) {
@@ -171,17 +175,30 @@ void StreamRing::release(uint64_t sequence) {
   if (freed) grant();
 }
 
-void StreamRing::wait_until_loaded(std::unique_lock<std::mutex>& lock) {
-  arrived_.wait(lock, [this] { return in_flight_ == 0; });
+bool StreamRing::wait_until_loaded(sync::Lock& lock, const std::function<bool()>& poll) {
+  const auto is_idle = [this] { return in_flight_ == 0; };
+  while (!is_idle()) {
+    lock.unlock();
+    const bool stop = poll();
+    lock.lock();
+    if (stop) return false;
+    arrived_.wait_for(lock, kPollInterval, is_idle);
+  }
+  return true;
 }
 
 void StreamRing::reset() {
-  std::unique_lock<std::mutex> lock(mutex_);
-  wait_until_loaded(lock);
-  failed_ = false;
+  sync::Lock lock(mutex_);
   instances_.clear();
   n_begun_ = 0;
-  planned_ = granted_ = oldest_ = granted_;
+  planned_ = oldest_ = granted_;
+  failed_ = false;
+  abandoned_ = true;
+}
+
+bool StreamRing::drain(const std::function<bool()>& poll) {
+  sync::Lock lock(mutex_);
+  return wait_until_loaded(lock, poll);
 }
 
 }  // namespace edge_rt

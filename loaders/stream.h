@@ -11,16 +11,20 @@
 // A thread that waits for a block holds no grant that the block needs: memory is granted in the
 // order of use, so every earlier block is ready or loading and will be released without waiting for
 // a later one. The ring therefore cannot deadlock as long as the largest block fits.
+//
+// Whoever gives a pass up (an error, a cancellation) does not wait for the reads in flight: reset()
+// abandons them, and no memory is granted until the last of them has come back. plan() waits for
+// that, interruptibly.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <deque>
 #include <functional>
-#include <mutex>
+#include <string>
 #include <vector>
 
 #include "flash_io/reader.h"
+#include "flash_io/sync.h"
 
 namespace edge_rt {
 
@@ -40,9 +44,10 @@ class StreamRing {
   void set_segments(std::vector<std::vector<StreamBlock>> segments);
 
   // The segments that will be run next, in order. Blocks already read ahead are kept where the
-  // guess was right; what could not be read ahead is asked for again, as nobody has seen the error.
-  // REQUIRES: no block is held.
-  void plan(const std::vector<int>& segments);
+  // guess was right and no read of it failed; else what is in flight is waited for, `poll` being
+  // called now and then: true from it ends the wait with false and everything as it was. REQUIRES:
+  // no block is held.
+  bool plan(const std::vector<int>& segments, const std::function<bool()>& poll);
 
   // Starts the next planned segment, which must be `segment`; returns its first sequence number.
   uint64_t begin(int segment);
@@ -54,15 +59,20 @@ class StreamRing {
   // Gives a block's memory back. Once per sequence number, in any order, any thread.
   void release(uint64_t sequence);
 
-  // Forgets everything planned, loading or ready (after an error or a cancelled pass).
+  // Forgets everything planned, loading or ready (after an error or a cancelled pass); does not
+  // wait. REQUIRES: no block is held.
   void reset();
+
+  // Waits until no read is in flight: true; or until `poll` says true: false. REQUIRES: nothing is
+  // planned (after reset()).
+  bool drain(const std::function<bool()>& poll);
 
   uint64_t bytes_requested() const { return bytes_requested_.load(std::memory_order_relaxed); }
   uint64_t requests() const { return requests_.load(std::memory_order_relaxed); }
 
  private:
   struct Slot {
-    std::atomic<uint64_t> ready{0};  // sequence + 1 once loaded
+    sync::Atomic<uint64_t> ready{0};  // sequence + 1 once loaded
     size_t at = 0, length = 0, lead = 0;
     int error = 0;
     std::string reason;
@@ -77,8 +87,8 @@ class StreamRing {
   void grant();  // with mutex_ held: hands out as much memory as there is
   bool allocate(size_t length, size_t* at) const;
   void append(int segment);
-  void forget_failed(std::unique_lock<std::mutex>& lock);  // and what was read behind it
-  void wait_until_loaded(std::unique_lock<std::mutex>& lock);
+  bool has_failed(const Instance& instance);
+  bool wait_until_loaded(sync::Lock& lock, const std::function<bool()>& poll);
   Slot& slot(uint64_t sequence) { return slots_[sequence % slots_.size()]; }
 
   Reader& reader_;
@@ -88,15 +98,16 @@ class StreamRing {
   std::vector<std::vector<StreamBlock>> segments_;
   std::vector<Slot> slots_;
 
-  std::mutex mutex_;
-  std::condition_variable arrived_;
+  sync::Mutex mutex_;
+  sync::CondVar arrived_;
   std::deque<Instance> instances_;  // not yet wholly granted or not yet begun
   size_t n_begun_ = 0;              // instances at the front that begin() has handed out
   uint64_t planned_ = 0;            // first sequence number that no instance has
   uint64_t granted_ = 0;            // first sequence number without memory
   uint64_t oldest_ = 0;             // first sequence number that still has memory
   uint64_t in_flight_ = 0;
-  bool failed_ = false;  // one that was read ahead, perhaps
+  bool failed_ = false;     // a read has, since the last reset
+  bool abandoned_ = false;  // reads in flight belong to a plan that was given up: grant nothing
   std::atomic<uint64_t> bytes_requested_{0}, requests_{0};
 };
 

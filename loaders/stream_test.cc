@@ -152,8 +152,9 @@ void test_passes(uint64_t salt, int shape, size_t ring_units, double failures) {
   bench.reader.set_failures(failures);
   for (int pass = 0; pass < 60; ++pass) {
     const std::vector<int> wanted = random_plan(random);
-    if (random.chance(0.15)) bench.ring->plan(random_plan(random));  // abandoned at once
-    bench.ring->plan(wanted);
+    if (random.chance(0.15))
+      CHECK(bench.ring->plan(random_plan(random), kNeverStop));  // abandoned at once
+    CHECK(bench.ring->plan(wanted, kNeverStop));
     const size_t n_run = random.chance(0.2) ? random.between(0, wanted.size()) : wanted.size();
     for (size_t i = 0; i < n_run; ++i) {
       const bool cancels = random.chance(0.05);
@@ -181,12 +182,13 @@ void test_stale_guess() {
                                         {{20 * kPage, kPage}, {21 * kPage, kPage}}};
   for (bool reset : {false, true}) {
     Bench bench(1, segments, 4 * kPage);
-    bench.ring->plan({1});  // blocks 0 and 1 of the head are read
+    CHECK(bench.ring->plan({1}, kNeverStop));  // blocks 0 and 1 of the head are read
     bench.reader.drain();
-    bench.ring->plan({0});  // now 0 and 1 are the layers' and only the first has memory
+    CHECK(bench.ring->plan(
+        {0}, kNeverStop));  // now 0 and 1 are the layers' and only the first has memory
     if (reset) {
       bench.ring->reset();
-      bench.ring->plan({0});
+      CHECK(bench.ring->plan({0}, kNeverStop));
     }
     const uint64_t first = bench.ring->begin(0);
     const std::byte* a = bench.ring->wait(first, kNeverStop);
@@ -207,47 +209,61 @@ void test_contract() {
   CHECK_THROWS(std::invalid_argument, "fit", ring.set_segments({{{1, 5 * kPage}}, {}}));
   CHECK_THROWS(std::invalid_argument, "two", ring.set_segments({{}}));
   CHECK_THROWS(std::logic_error, "planned", ring.begin(0));
-  ring.plan({0});
+  CHECK(ring.plan({0}, kNeverStop));
   CHECK_THROWS(std::logic_error, "planned", ring.begin(1));
 
   // The guess behind a plan is read ahead and kept where the next plan agrees.
   bench.reader.drain();
   const uint64_t ahead = ring.requests();
   CHECK(ahead >= 3);
-  ring.plan({0, 1});
+  CHECK(ring.plan({0, 1}, kNeverStop));
   CHECK(ring.requests() == ahead);
   CHECK(bench.consume(0, 1, 1, 1) && bench.consume(1, 1, 1, 2));
 
-  // A wait for a read that does not come ends when poll says so, in every waiting thread.
+  // A wait for a read that does not come ends when poll says so, in every waiting thread. Giving up
+  // waits for nothing; the next plan does, and can be given up as well.
   ring.reset();
+  bench.reader.drain();
   bench.reader.hold(true);
-  ring.plan({0});
+  CHECK(ring.plan({0}, kNeverStop));
   std::atomic<int> polls{0};
   CHECK(!bench.consume(0, 3, 1, 3, [&] { return ++polls > 3; }));
-  bench.reader.hold(false);
   ring.reset();
+  const uint64_t before_hang = ring.requests();
+  polls = 0;
+  const auto give_up = [&] { return ++polls > 3; };
+  CHECK(!ring.plan({0, 1}, give_up) && !ring.drain(give_up));
+  CHECK_THROWS(std::logic_error, "planned", ring.begin(0));
+  CHECK(ring.requests() == before_hang);  // the memory is the old reads' until they come back
+  bench.reader.hold(false);
+  CHECK(ring.plan({0, 1}, kNeverStop));
+  CHECK(bench.consume(0, 2, 1, 4) && bench.consume(1, 2, 1, 4));
 
   // An error reaches the waiting thread; after reset() the ring works.
+  ring.reset();
+  CHECK(ring.drain(kNeverStop));
   bench.reader.set_failures(1.0);
-  ring.plan({0, 1});
+  CHECK(ring.plan({0, 1}, kNeverStop));
   CHECK_THROWS(IoError, "made to fail", ring.wait(ring.begin(0), kNeverStop));
   bench.reader.set_failures(0.0);
   ring.reset();
-  ring.plan({1, 0});
+  CHECK(ring.plan({1, 0}, kNeverStop));
   CHECK(bench.consume(1, 2, 2, 4) && bench.consume(0, 2, 2, 5));
 
-  // What fails while nobody asks for it is read again once somebody does, and only that.
+  // What failed while it was a guess is read again once it is planned.
+  ring.reset();
+  CHECK(ring.drain(kNeverStop));
   bench.reader.set_failures(1.0);
-  ring.plan({});  // nothing but a guess
+  CHECK(ring.plan({}, kNeverStop));
   bench.reader.drain();
   bench.reader.set_failures(0.0);
-  ring.plan({0, 1});
-  CHECK(bench.consume(0, 2, 1, 8) && bench.consume(1, 2, 1, 9));
+  CHECK(ring.plan({0, 1}, kNeverStop));
+  CHECK(bench.consume(0, 2, 1, 6) && bench.consume(1, 2, 1, 7));
 
   // Only what is asked for is counted, in whole pages.
   const uint64_t before = ring.bytes_requested();
   ring.set_segments({{}, {}});
-  ring.plan({0, 1, 0});
+  CHECK(ring.plan({0, 1, 0}, kNeverStop));
   bench.segments = {{}, {}};
   CHECK(bench.consume(0, 2, 1, 6) && bench.consume(1, 2, 1, 7));
   CHECK(ring.bytes_requested() == before);
@@ -258,7 +274,7 @@ void test_destruction() {  // with reads queued, nothing may be written afterwar
   const std::vector<Blocks> segments = {random_blocks(random, 30, 0, 9000), {}};
   for (int i = 0; i < 20; ++i) {
     Bench bench(40 + i, segments, 20 * kPage);
-    bench.ring->plan({0});
+    CHECK(bench.ring->plan({0}, kNeverStop));
   }
 }
 

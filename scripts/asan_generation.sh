@@ -3,21 +3,17 @@
 # resident, streamed, sampled, windows whose KV rings wrap, blocks of 256 columns, a folder whose
 # tensors lie at odd bytes, and a chat-sized model if the demo model is there.
 #
-# PYTHON must have the package's dependencies (tokenizers, jinja2, typer) and NumPy; leaks are not
-# looked for, because CPython leaves some on purpose.
+# PYTHON: see sanitized_python.sh. Leaks are not looked for, because CPython leaves some on purpose.
 set -eu
 
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-target=$PWD/build/asan-python
-"$python" -m pip install --quiet --no-deps --upgrade --target "$target" \
-  -Cbuild-dir=build/asan-extensions -Ccmake.build-type=RelWithDebInfo \
-  -Ccmake.define.EDGE_RT_SANITIZE=address,undefined .
+name=asan sanitizers=address,undefined
+. scripts/sanitized_python.sh
 
 run() {
   LD_PRELOAD="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-    PYTHONPATH=$target PYTHONSAFEPATH=1 "$python" -m edge_rt.apps.cli "$@"
+    PYTHONPATH=$path PYTHONSAFEPATH=1 "$python" -S -m edge_rt.apps.cli "$@"
 }
 
 stories=tests/data/stories260K-F32.gguf

@@ -10,6 +10,12 @@ kind=${1:-plain}
 generator=Ninja
 command -v ninja >/dev/null 2>&1 || generator="Unix Makefiles"
 
+# Not in /tmp, which may be memory: the tests want a drive that is read past the page cache.
+mkdir -p build
+temporary=$(mktemp -d "$PWD/build/native-tmp-XXXXXX")
+trap 'rm -rf "$temporary"' EXIT
+trap 'exit 130' INT TERM
+
 # build_and_run FOLDER BUILD_TYPE SANITIZERS [COMMAND PREFIX...]
 build_and_run() {
   folder=$1 type=$2 sanitizers=$3
@@ -17,7 +23,7 @@ build_and_run() {
   cmake -S . -B "$folder" -G "$generator" -DEDGE_RT_TESTS=ON -DEDGE_RT_WERROR=ON \
     -DCMAKE_BUILD_TYPE="$type" -DEDGE_RT_SANITIZE="$sanitizers"
   cmake --build "$folder" -j "${JOBS:-1}"
-  "$@" ctest --test-dir "$folder" --output-on-failure --no-tests=error
+  TMPDIR=$temporary "$@" ctest --test-dir "$folder" --output-on-failure --no-tests=error
 }
 
 plain() { build_and_run build/native Release ""; }

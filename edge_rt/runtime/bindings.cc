@@ -2,13 +2,20 @@
 #include <malloc.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <memory>
+#include <optional>
 
+#include "edge_rt/runtime/gate.h"
 #include "edge_rt/runtime/runtime.h"
 #include "edge_rt/runtime/sampler.h"
 
@@ -18,11 +25,31 @@ using namespace nb::literals;
 namespace edge_rt {
 namespace {
 
+// Python runs signal handlers in its main thread alone. The others must not ask for the GIL within
+// a pass: at the interpreter's end they would be ended there.
+bool is_main_thread() { return syscall(SYS_gettid) == getpid(); }
+
 // True if a signal handler raised (Ctrl-C): its exception is then set for this thread.
 bool signal_raised() {
+  if (!is_main_thread()) return false;
   nb::gil_scoped_acquire gil;
   return PyErr_CheckSignals() != 0;
 }
+
+// Calls that run without the GIL now. Under the GIL.
+int calls_in_progress = 0;
+
+// Counts a call, and gives the GIL away for its length.
+class Unlocked {
+ public:
+  Unlocked() { ++calls_in_progress, unlocked_.emplace(); }
+  ~Unlocked() { unlocked_.reset(), --calls_in_progress; }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
+
+ private:
+  std::optional<nb::gil_scoped_release> unlocked_;
+};
 
 void finish_call(bool done) {
   if (!done) throw nb::python_error();
@@ -144,23 +171,53 @@ void bind_runtime(nb::module_& m) {
             for (const auto& [offset, length, at] : runs) list.push_back({offset, length, at});
             bool done;
             {
-              nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               done = r.load(list, [&](uint64_t bytes, uint64_t total) {
+                if (progress.is_none()) return signal_raised();
                 nb::gil_scoped_acquire gil;
-                if (!progress.is_none()) progress(bytes, total);
+                progress(bytes, total);
                 return PyErr_CheckSignals() != 0;
               });
             }
             finish_call(done);
           },
           "runs"_a, "progress"_a.none())
-      .def("plan", &Runtime::plan, "segments"_a)
+      .def(
+          "plan",
+          [](Runtime& r, const std::vector<int>& segments) {
+            if (r.plan(segments, [] { return true; })) return;  // mostly there is no need to wait
+            bool done;
+            {
+              const Unlocked unlocked;
+              done = r.plan(segments, signal_raised);
+            }
+            finish_call(done);
+          },
+          "segments"_a)
+      .def("cancel", &Runtime::cancel)
+      .def(
+          "close",
+          [](Runtime& r, std::optional<double> seconds) {
+            using Clock = std::chrono::steady_clock;
+            const auto end = Clock::now() + std::chrono::duration<double>(seconds.value_or(0));
+            bool raised = false, done;
+            {
+              const Unlocked unlocked;
+              done = r.close([&] {
+                raised = signal_raised();
+                return raised || (seconds && Clock::now() >= end);
+              });
+            }
+            finish_call(!raised);
+            return done;
+          },
+          "seconds"_a = nb::none())
       .def(
           "run",
           [](Runtime& r, const std::vector<int32_t>& tokens, int position, bool with_head) {
             bool done;
             {
-              nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               done = r.run(tokens.data(), static_cast<int>(tokens.size()), position, with_head,
                            signal_raised);
             }
@@ -172,7 +229,7 @@ void bind_runtime(nb::module_& m) {
           [](Runtime& r, int first, int n_rows) {
             bool done;
             {
-              nb::gil_scoped_release unlocked;
+              const Unlocked unlocked;
               done = r.run_head(first, n_rows, signal_raised);
             }
             finish_call(done);
@@ -246,7 +303,19 @@ NB_MODULE(_runtime, m) {
 
   // File and what becomes of IoError are its.
   nb::module_::import_("edge_rt.flash_io._flash_io");
+  nb::register_exception_translator([](const std::exception_ptr& thrown, void*) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (const UseError& error) {
+      PyErr_SetString(nb::module_::import_("edge_rt.errors").attr("UsageError").ptr(),
+                      error.what());
+    }
+  });
 
+  nb::class_<Hold>(m, "Hold")
+      .def("__enter__", [](nb::handle self) { return nb::borrow(self); })
+      .def("__exit__", [](Hold& hold, nb::args) { hold.release(); });
+  nb::class_<Gate>(m, "Gate").def(nb::init<>()).def("enter", &Gate::enter);
   nb::class_<Arena>(m, "Arena")
       .def(nb::init<size_t>(), "bytes"_a)
       .def_prop_ro("size", &Arena::size)
@@ -270,6 +339,8 @@ NB_MODULE(_runtime, m) {
       "isa_name", [](const std::string& isa) { return std::string(kernels_or_throw(isa)->name); },
       "isa"_a);
   m.def("malloc_trim", [] { malloc_trim(0); });
+  m.def("calls_in_progress", [] { return calls_in_progress; });
+  m.def("set_leak_warnings", [](bool on) { nb::set_leak_warnings(on); }, "on"_a);
 }
 
 }  // namespace edge_rt

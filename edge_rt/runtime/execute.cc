@@ -9,9 +9,9 @@
 namespace edge_rt {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using sync::Clock;
 
-constexpr auto kPollInterval = std::chrono::milliseconds(50);
+constexpr auto kPollInterval = std::chrono::milliseconds(25);
 
 uint64_t nanoseconds_since(Clock::time_point start) {
   return static_cast<uint64_t>((Clock::now() - start) / std::chrono::nanoseconds(1));
@@ -24,19 +24,26 @@ bool Runtime::run(const int32_t* tokens, int n_tokens, int position, bool with_h
   if (n_tokens < 1 || n_tokens > max_tokens_ || position < 0 ||
       position > attention_.n_ctx - n_tokens)
     throw std::invalid_argument("a pass outside the context");
+  const Use use(*this);
+  const std::function<bool()> stop = [&] { return cancelled_.load() || poll(); };
   const auto start = Clock::now();
-  embed(tokens, n_tokens);
-  bool done = execute(0, {&poll, n_tokens, position, 0, 0, &steps_[0]});
-  if (done && with_head) done = run_head(n_tokens - 1, 1, poll);
+  bool done =
+      embed(tokens, n_tokens, stop) && execute(0, {&stop, n_tokens, position, 0, 0, &steps_[0]});
+  if (done && with_head) done = run_rows(n_tokens - 1, 1, stop);
   if (done) {
-    ++stats_.passes;
-    stats_.tokens += n_tokens;
+    passes_.fetch_add(1, std::memory_order_relaxed);
+    tokens_.fetch_add(n_tokens, std::memory_order_relaxed);
   }
-  stats_.run_ns += nanoseconds_since(start);
-  return done;
+  run_ns_.fetch_add(nanoseconds_since(start), std::memory_order_relaxed);
+  return ended(done);
 }
 
 bool Runtime::run_head(int first, int n_rows, const std::function<bool()>& poll) {
+  const Use use(*this);
+  return ended(run_rows(first, n_rows, [&] { return cancelled_.load() || poll(); }));
+}
+
+bool Runtime::run_rows(int first, int n_rows, const std::function<bool()>& poll) {
   if (first < 0 || n_rows < 1 || n_rows > logit_rows_ || first > max_tokens_ - n_rows)
     throw std::invalid_argument("logits of rows that were not computed");
   return execute(1, {&poll, n_rows, 0, first, 0, &steps_[1]});
@@ -45,7 +52,6 @@ bool Runtime::run_head(int first, int n_rows, const std::function<bool()>& poll)
 bool Runtime::execute(int segment, Pass pass) {
   pass.sequence = ring_->begin(segment);
   stop_.store(false, std::memory_order_relaxed);
-  cancelled_ = false;
   failure_error_ = 0;
   next_poll_ = Clock::now() + kPollInterval;
   for (const auto& step : *pass.steps) {
@@ -53,7 +59,7 @@ bool Runtime::execute(int segment, Pass pass) {
     for (size_t t = 0; t < step->tile_chunks.size(); ++t)
       step->tile_left[t].store(step->tile_chunks[t], std::memory_order_relaxed);
   }
-  pool_->run([&](int thread) { run_steps(pass, thread); });
+  pool_->run([&](int thread) { run_steps(pass, thread); }, [&] { should_stop(pass, 0); });
   if (!stop_.load(std::memory_order_relaxed)) {
     file_.check_unchanged();  // before anything is made of what was read
     return true;
@@ -80,7 +86,7 @@ void Runtime::run_steps(const Pass& pass, int thread) {
     }
     const bool same_thread_goes_on =
         step.by_token && i + 1 < steps.size() && steps[i + 1]->by_token;
-    if (!same_thread_goes_on && i + 1 < steps.size()) pool_->barrier();
+    if (!same_thread_goes_on && i + 1 < steps.size()) pool_->barrier(thread);
   }
 }
 
@@ -89,13 +95,12 @@ bool Runtime::should_stop(const Pass& pass, int thread) {
   if (thread != 0 || Clock::now() < next_poll_) return false;
   next_poll_ = Clock::now() + kPollInterval;
   if (!(*pass.poll)()) return false;
-  cancelled_ = true;
   stop_.store(true, std::memory_order_relaxed);
   return true;
 }
 
 void Runtime::fail(const std::string& reason, int error) {
-  std::lock_guard<std::mutex> lock(failure_mutex_);
+  sync::Lock lock(failure_mutex_);
   if (failure_error_ == 0) failure_ = reason, failure_error_ = error;
   stop_.store(true, std::memory_order_relaxed);
 }

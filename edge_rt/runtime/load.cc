@@ -1,8 +1,7 @@
 // What a Runtime reads besides the stream: vectors and resident weights once, embedding rows per
 // pass.
 #include <algorithm>
-#include <condition_variable>
-#include <exception>
+#include <chrono>
 #include <stdexcept>
 
 #include "edge_rt/runtime/runtime.h"
@@ -12,38 +11,62 @@ namespace {
 
 constexpr size_t kLoadRequestBytes = 1 << 20;  // per read while loading
 constexpr int kLoadRequests = 8;               // in flight while loading
+constexpr auto kPollInterval = std::chrono::milliseconds(20);
 
 }  // namespace
 
-template <typename Next>
-void Runtime::read_staged(int n, const Next& next) {
-  struct State {
-    std::mutex mutex;
-    std::condition_variable changed;
-    int left, error = 0;
-    std::string reason;
-  } state;
-  state.left = n;
-  for (int i = 0; i < n; ++i) {
-    const StagedRead read = next(i);
-    extra_bytes_.fetch_add(read.extent.length, std::memory_order_relaxed);
-    extra_requests_.fetch_add(1, std::memory_order_relaxed);
-    reader_->submit({read.extent.offset, read.extent.length, read.needed, read.target,
-                     [](void* context, uint64_t, int error, const char* reason) {
-                       auto* s = static_cast<State*>(context);
-                       std::lock_guard<std::mutex> lock(s->mutex);
-                       if (error != 0 && s->error == 0) s->error = error, s->reason = reason;
-                       if (--s->left == 0) s->changed.notify_all();
-                     },
-                     &state, 0},
-                    /*urgent=*/true);
+bool Runtime::wait_for_batch(int limit, const std::function<bool()>& poll) {
+  const auto is_below = [&] { return batch_.in_flight < limit; };
+  sync::Lock lock(batch_.mutex);
+  while (!batch_.changed.wait_for(lock, kPollInterval, is_below)) {
+    lock.unlock();
+    if (poll()) return false;
+    lock.lock();
   }
-  std::unique_lock<std::mutex> lock(state.mutex);
-  state.changed.wait(lock, [&] { return state.left == 0; });
-  if (state.error != 0) throw IoError(state.error, state.reason);
+  return true;
 }
 
-void Runtime::embed(const int32_t* tokens, int n_tokens) {
+bool Runtime::begin_batch(const std::function<bool()>& poll) {
+  if (!wait_for_batch(1, poll)) return false;
+  batch_.error = 0;
+  batch_.done = 0;
+  return true;
+}
+
+void Runtime::submit_to_batch(const StagedRead& read, bool urgent) {
+  extra_bytes_.fetch_add(read.extent.length, std::memory_order_relaxed);
+  extra_requests_.fetch_add(1, std::memory_order_relaxed);
+  sync::Lock lock(batch_.mutex);  // it may be done before it counts: that waits for us
+  reader_->submit({read.extent.offset, read.extent.length, read.needed, read.target,
+                   [](void* context, uint64_t bytes, int error, const char* reason) {
+                     auto* batch = static_cast<Batch*>(context);
+                     sync::Lock done(batch->mutex);
+                     if (error != 0 && batch->error == 0)
+                       batch->error = error, batch->reason = reason;
+                     --batch->in_flight;
+                     batch->done += bytes;
+                     batch->changed.notify_all();
+                   },
+                   &batch_, read.extent.length},
+                  urgent);
+  ++batch_.in_flight;
+}
+
+void Runtime::check_batch() {
+  sync::Lock lock(batch_.mutex);
+  if (batch_.error != 0) throw IoError(batch_.error, batch_.reason);
+}
+
+template <typename Next>
+bool Runtime::read_staged(int n, const Next& next, const std::function<bool()>& poll) {
+  if (!begin_batch(poll)) return false;
+  for (int i = 0; i < n; ++i) submit_to_batch(next(i), /*urgent=*/true);
+  if (!wait_for_batch(1, poll)) return false;
+  check_batch();
+  return true;
+}
+
+bool Runtime::embed(const int32_t* tokens, int n_tokens, const std::function<bool()>& poll) {
   const Embedding& e = embedding_;
   const size_t bytes = row_bytes(e.format, e.n_cols);
   for (int t = 0; t < n_tokens; ++t) {
@@ -55,17 +78,18 @@ void Runtime::embed(const int32_t* tokens, int n_tokens) {
     const AlignedExtent extent = file_.cover(e.file_offset + tokens[t] * bytes, bytes);
     return {extent, extent.lead + bytes, at(e.staging_offset) + t * e.staging_bytes};
   };
-  read_staged(n_tokens, read);
+  if (!read_staged(n_tokens, read, poll)) return false;
   for (int t = 0; t < n_tokens; ++t) {
     const StagedRead done = read(t);
     const auto* p = reinterpret_cast<const uint8_t*>(done.target + done.extent.lead);
     dequantize_row(e.format, p, e.n_cols, row(e.buffer, t));
   }
+  return true;
 }
 
 // Through the staging buffers of the embedding rows, which no pass uses yet: as many pieces at a
 // time as fit.
-void Runtime::load_vectors() {
+bool Runtime::load_vectors(const std::function<bool()>& poll) {
   const size_t room = static_cast<size_t>(max_tokens_) * embedding_.staging_bytes;
   struct Piece {
     const Vector* vector;
@@ -75,7 +99,8 @@ void Runtime::load_vectors() {
   std::vector<Piece> batch;
   size_t used = 0;
   const auto flush = [&] {
-    read_staged(static_cast<int>(batch.size()), [&](int i) { return batch[i].read; });
+    if (!read_staged(static_cast<int>(batch.size()), [&](int i) { return batch[i].read; }, poll))
+      return false;
     for (const Piece& piece : batch) {
       float* values = reinterpret_cast<float*>(at(piece.vector->arena_offset)) + piece.first;
       const std::byte* p = piece.read.target + piece.read.extent.lead;
@@ -85,6 +110,7 @@ void Runtime::load_vectors() {
     }
     batch.clear();
     used = 0;
+    return true;
   };
   for (const Vector& vector : vectors_) {
     const size_t element = row_bytes(vector.format, 1);
@@ -95,7 +121,7 @@ void Runtime::load_vectors() {
     for (int first = 0, n; first < vector.n; first += n) {
       n = std::min(most, vector.n - first);
       const AlignedExtent extent = file_.cover(vector.file_offset + first * element, n * element);
-      if (used + extent.length > room) flush();
+      if (used + extent.length > room && !flush()) return false;
       batch.push_back({&vector,
                        first,
                        n,
@@ -103,76 +129,44 @@ void Runtime::load_vectors() {
       used += extent.length;
     }
   }
-  flush();
+  return flush();
 }
 
 bool Runtime::load(const std::vector<ResidentRun>& runs,
                    const std::function<bool(uint64_t, uint64_t)>& progress) {
-  load_vectors();
-  struct State {
-    std::mutex mutex;
-    std::condition_variable changed;
-    int in_flight = 0, error = 0;
-    uint64_t done = 0;
-    std::string reason;
-  } state;
+  const Use use(*this);
   uint64_t total = 0;
   for (const ResidentRun& run : runs) total += run.length;
-  bool cancelled = false;
-  std::exception_ptr raised;  // by progress: thrown on only when no read uses `state` any more
-  const auto wait_below = [&](int limit) {
-    std::unique_lock<std::mutex> lock(state.mutex);
-    while (state.in_flight >= limit) {
-      state.changed.wait_for(lock, std::chrono::milliseconds(50));
-      const uint64_t done = state.done;
-      lock.unlock();
-      try {
-        if (!raised) cancelled = progress(done, total) || cancelled;
-      } catch (...) {
-        raised = std::current_exception();
-        cancelled = true;
-      }
-      lock.lock();
+  const std::function<bool()> poll = [&] {
+    uint64_t done;
+    {
+      sync::Lock lock(batch_.mutex);
+      done = std::min(batch_.done, total);
     }
-    return state.error == 0 && !cancelled;
+    return cancelled_.load() || progress(done, total);
   };
-  bool go_on = true;
+  const auto before = [&] { return cancelled_.load() || progress(0, total); };
+  if (!load_vectors(before) || !begin_batch(before)) return ended(false);
   for (const ResidentRun& run : runs) {
     // Pieces of one run share its alignment phase, so each piece after the first starts on the
     // grid.
     const AlignedExtent extent = file_.cover(run.file_offset, run.length);
     const size_t needed = extent.lead + run.length;
     std::byte* base = at(run.arena_offset) - extent.lead;
-    for (size_t piece = 0; piece < extent.length && go_on; piece += kLoadRequestBytes) {
+    for (size_t piece = 0; piece < extent.length; piece += kLoadRequestBytes) {
       const size_t length = std::min(kLoadRequestBytes, extent.length - piece);
-      go_on = wait_below(kLoadRequests);
-      if (!go_on) break;
-      {
-        std::lock_guard<std::mutex> lock(state.mutex);
-        ++state.in_flight;
-      }
-      extra_bytes_.fetch_add(length, std::memory_order_relaxed);
-      extra_requests_.fetch_add(1, std::memory_order_relaxed);
-      reader_->submit({extent.offset + piece, length,
-                       std::min(length, needed > piece ? needed - piece : 0), base + piece,
-                       [](void* context, uint64_t bytes, int error, const char* reason) {
-                         auto* s = static_cast<State*>(context);
-                         std::lock_guard<std::mutex> lock(s->mutex);
-                         --s->in_flight;
-                         s->done += bytes;
-                         if (error != 0 && s->error == 0) s->error = error, s->reason = reason;
-                         s->changed.notify_all();
-                       },
-                       &state, length},
+      if (!wait_for_batch(kLoadRequests, poll) || poll()) return ended(false);
+      check_batch();
+      submit_to_batch({{extent.offset + piece, length, 0},
+                       std::min(length, needed > piece ? needed - piece : 0),
+                       base + piece},
                       /*urgent=*/false);
     }
-    if (!go_on) break;
   }
-  wait_below(1);
-  if (raised) std::rethrow_exception(raised);
-  if (state.error != 0) throw IoError(state.error, state.reason);
+  if (!wait_for_batch(1, poll)) return ended(false);
+  check_batch();
   file_.check_unchanged();
-  return !cancelled;
+  return ended(true);
 }
 
 }  // namespace edge_rt

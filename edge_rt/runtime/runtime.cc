@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <stdexcept>
 
 namespace edge_rt {
@@ -12,6 +13,8 @@ namespace {
 // Weight bytes per work unit: enough units to balance the threads, each worth its bookkeeping.
 constexpr size_t kMinChunkBytes = 8 * 1024, kMaxChunkBytes = 64 * 1024;
 constexpr int kChunksPerThread = 8;
+
+constexpr auto kCloseInterval = std::chrono::milliseconds(20);
 
 }  // namespace
 
@@ -34,6 +37,55 @@ Runtime::~Runtime() {
   }
   ring_.reset();    // waits for its reads
   reader_.reset();  // then the threads that would run them end
+}
+
+bool Runtime::close(const std::function<bool()>& poll) {
+  if (owner_ != getpid()) return true;
+  cancel();
+  sync::Lock lock(use_mutex_);
+  if (in_use_ && user_ == sync::this_thread()) return true;
+  while (in_use_ || closing_) {
+    lock.unlock();
+    if (poll()) return false;
+    lock.lock();
+    left_.wait_for(lock, kCloseInterval, [this] { return !in_use_ && !closing_; });
+  }
+  if (reader_ == nullptr) return true;
+  closing_ = true;
+  lock.unlock();
+  const bool idle = wait_for_batch(1, poll) && (ring_ == nullptr || ring_->drain(poll));
+  if (idle) {
+    reader_.reset();
+    pool_.reset();
+  }
+  lock.lock();
+  closing_ = false;
+  left_.notify_all();
+  return idle;
+}
+
+Runtime::Use::Use(Runtime& runtime) : runtime_(runtime) {
+  sync::Lock lock(runtime.use_mutex_);
+  if (runtime.cancelled_.load()) throw UseError("the engine is closed");
+  if (runtime.in_use_) throw UseError("the engine is busy with another request");
+  runtime.in_use_ = true;
+  runtime.user_ = sync::this_thread();
+}
+
+Runtime::Use::~Use() {
+  sync::Lock lock(runtime_.use_mutex_);
+  runtime_.in_use_ = false;
+  runtime_.left_.notify_all();
+}
+
+bool Runtime::ended(bool done) const {
+  if (cancelled_.load()) throw UseError("the engine is closed");
+  return done;
+}
+
+bool Runtime::plan(const std::vector<int>& segments, const std::function<bool()>& poll) {
+  const Use use(*this);
+  return ended(ring_->plan(segments, [&] { return cancelled_.load() || poll(); }));
 }
 
 int Runtime::add_buffer(const Buffer& buffer) {
@@ -79,7 +131,7 @@ void Runtime::add_op(int segment, Op op) {
         step->chunks.push_back({p, t, c * rows, std::min(rows, tile.n_rows - c * rows)});
     }
   }
-  step->tile_left = std::make_unique<std::atomic<int>[]>(n_tiles);
+  step->tile_left = std::make_unique<sync::Atomic<int>[]>(n_tiles);
   step->op = std::move(op);
   steps_.at(segment).push_back(std::move(step));
 }
@@ -111,6 +163,7 @@ void Runtime::finish(int64_t ring_offset, size_t ring_bytes) {
     }
   }
   reader_ = make_reader(file_, io_, at(ring_offset), ring_bytes, &why_no_uring_);
+  io_ = reader_->name();
   ring_ = std::make_unique<StreamRing>(*reader_, file_, at(ring_offset), ring_bytes);
   ring_->set_segments({streamed_[0], streamed_[1]});
 }
@@ -160,12 +213,16 @@ std::byte* Runtime::kv(int layer, int which, int head, int position) const {
 }
 
 const float* Runtime::logits(int r) const {
+  if (cancelled_.load()) throw UseError("the engine is closed");
   if (r < 0 || r >= logit_rows_) throw std::invalid_argument("no such row of logits");
   return row(logits_, r);
 }
 
 Stats Runtime::stats() const {
-  Stats s = stats_;
+  Stats s;
+  s.passes = passes_.load(std::memory_order_relaxed);
+  s.tokens = tokens_.load(std::memory_order_relaxed);
+  s.run_ns = run_ns_.load(std::memory_order_relaxed);
   s.block_hits = block_hits_.load(std::memory_order_relaxed);
   s.block_misses = block_misses_.load(std::memory_order_relaxed);
   s.stall_ns = stall_ns_.load(std::memory_order_relaxed);

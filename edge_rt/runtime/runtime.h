@@ -2,7 +2,7 @@
 // over the model is one run() without Python.
 //
 // Offsets are into the arena; nothing here allocates in proportion to the model or the context.
-// Thread rule: one thread uses a Runtime at a time.
+// Thread rule: one thread uses a Runtime at a time, which is checked; any thread may close it.
 #pragma once
 
 #include <array>
@@ -10,11 +10,13 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "edge_rt/runtime/arena.h"
 #include "edge_rt/runtime/thread_pool.h"
+#include "flash_io/sync.h"
 #include "kernels/kernels.h"
 #include "loaders/stream.h"
 
@@ -120,12 +122,28 @@ struct Stats {
   uint64_t block_hits = 0, block_misses = 0;  // tiles used from memory, tiles that were streamed
 };
 
+// The Runtime is closed, or another call is in it.
+class UseError : public std::logic_error {
+ public:
+  using std::logic_error::logic_error;
+};
+
+// `poll` parameters are called now and then, at least every 50 ms, by the thread that made the
+// call, wherever it waits or works; true from one ends the call with false, at once: reads that are
+// in flight then are waited for before their memory is used again.
 class Runtime {
  public:
   // `io`: as make_reader takes it.
   Runtime(Arena& arena, const File& file, const Kernels* kernels, int n_threads,
           const std::string& io, int max_tokens);
-  ~Runtime();
+  ~Runtime();  // waits for reads in flight: call close() before to wait interruptibly
+
+  // Makes the call that is in here and all later ones end with UseError. Does not wait. Any thread.
+  void cancel() { cancelled_.store(true); }
+  // cancel(); then waits until no call is in here and no read in flight, and ends the threads.
+  // False: `poll` ended the wait; it may be called again. From within a callback of a call in
+  // progress it only cancels. Any thread.
+  bool close(const std::function<bool()>& poll);
 
   int add_buffer(const Buffer& buffer);
   int add_weight(Weight weight, const std::vector<StreamBlock>& streamed);
@@ -139,13 +157,13 @@ class Runtime {
   // Ends the description. Throws std::invalid_argument on what cannot run.
   void finish(int64_t ring_offset, size_t ring_bytes);
 
-  // Reads the vectors and the resident runs. `progress(done, total)` is called from this thread;
-  // true cancels.
+  // Reads the vectors and the resident runs. `progress(done, total)` is called as `poll` is, and
+  // may throw.
   bool load(const std::vector<ResidentRun>& runs,
             const std::function<bool(uint64_t, uint64_t)>& progress);
 
   // Says which segments the next run() and run_head() calls will use.
-  void plan(const std::vector<int>& segments) { ring_->plan(segments); }
+  bool plan(const std::vector<int>& segments, const std::function<bool()>& poll);
   // One pass of n_tokens tokens at positions position.. through the layers. `with_head`: also the
   // logits of the last token, into logits row 0. False: `poll` cancelled; nothing counts as done.
   bool run(const int32_t* tokens, int n_tokens, int position, bool with_head,
@@ -157,7 +175,7 @@ class Runtime {
   const float* logits(int row) const;
   int n_vocab() const { return buffers_[logits_].width; }
   int max_tokens() const { return max_tokens_; }
-  std::string io() const { return reader_ ? reader_->name() : io_; }
+  const std::string& io() const { return io_; }
   const std::string& why_no_uring() const { return why_no_uring_; }
   Stats stats() const;
 
@@ -168,10 +186,10 @@ class Runtime {
   struct Step {  // an op, ready to run
     Op op;
     std::vector<Chunk> chunks;
-    std::unique_ptr<std::atomic<int>[]> tile_left;  // chunks not yet done, per (part, tile)
-    std::vector<int> tile_base;                     // index of a part's first tile in tile_left
-    std::vector<int> tile_chunks;                   // what tile_left starts from
-    std::atomic<int> next{0};
+    std::unique_ptr<sync::Atomic<int>[]> tile_left;  // chunks not yet done, per (part, tile)
+    std::vector<int> tile_base;                      // index of a part's first tile in tile_left
+    std::vector<int> tile_chunks;                    // what tile_left starts from
+    sync::Atomic<int> next{0};
     bool by_token = false;  // thread i handles tokens i, i + n, ...: no barrier to the next such op
   };
   struct Pass {
@@ -189,16 +207,35 @@ class Runtime {
   void run_rope_tables(const Pass& pass, int token);
   void rotate(float* head, const float* table, int n_pairs) const;
   float attention_scale(const Op& op, int position) const;
-  // Waits for reads of extents: `next(i)` gives the i-th of n.
+
+  class Use {  // a call in progress
+   public:
+    explicit Use(Runtime& runtime);  // throws UseError
+    ~Use();
+    Use(const Use&) = delete;
+
+   private:
+    Runtime& runtime_;
+  };
+  // What a call returns in the end; throws UseError if cancel() was called meanwhile.
+  bool ended(bool done) const;
+
   struct StagedRead {
     AlignedExtent extent;
     size_t needed;      // bytes of the extent that must be there
     std::byte* target;  // extent.length bytes, aligned for direct reads
   };
+  // Waits until fewer than `limit` reads of the batch are in flight.
+  bool wait_for_batch(int limit, const std::function<bool()>& poll);
+  bool begin_batch(const std::function<bool()>& poll);  // once the last one's reads are back
+  void submit_to_batch(const StagedRead& read, bool urgent);
+  void check_batch();  // throws IoError for the first read that failed
+  // Reads extents as one batch: `next(i)` gives the i-th of n.
   template <typename Next>
-  void read_staged(int n, const Next& next);
-  void load_vectors();
-  void embed(const int32_t* tokens, int n_tokens);
+  bool read_staged(int n, const Next& next, const std::function<bool()>& poll);
+  bool load_vectors(const std::function<bool()>& poll);
+  bool embed(const int32_t* tokens, int n_tokens, const std::function<bool()>& poll);
+  bool run_rows(int first, int n_rows, const std::function<bool()>& poll);
   void fail(const std::string& reason, int error);
   bool should_stop(const Pass& pass, int thread);
 
@@ -215,8 +252,18 @@ class Runtime {
   const File& file_;
   const Kernels* const kernels_;
   const int max_tokens_;
-  const std::string io_;
+  std::string io_;  // what was asked for; once there is a reader, its name
   std::string why_no_uring_;
+
+  struct Batch {  // reads that one call waits for, or that it left in flight
+    sync::Mutex mutex;
+    sync::CondVar changed;
+    int in_flight = 0, error = 0;
+    uint64_t done = 0;  // bytes
+    std::string reason;
+  };
+  Batch batch_;
+
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<StreamRing> ring_;
@@ -234,15 +281,22 @@ class Runtime {
   size_t scratch_bytes_ = 0;
   int logits_ = -1, logit_rows_ = 0;
 
-  std::atomic<bool> stop_{false};
-  bool cancelled_ = false;
-  std::mutex failure_mutex_;
+  sync::Atomic<bool> stop_{false};  // this pass
+  sync::Mutex failure_mutex_;
   std::string failure_;
   int failure_error_ = 0;
-  std::chrono::steady_clock::time_point next_poll_;
-  std::atomic<uint64_t> stall_ns_{0}, extra_bytes_{0}, extra_requests_{0};
+  sync::Clock::time_point next_poll_;
+
+  sync::Atomic<bool> cancelled_{false};  // for good
+  sync::Mutex use_mutex_;
+  sync::CondVar left_;
+  bool in_use_ = false, closing_ = false;
+  sync::ThreadId user_{};
+
+  // Counters are no scheduling points of tests.
+  std::atomic<uint64_t> passes_{0}, tokens_{0}, run_ns_{0}, stall_ns_{0};
+  std::atomic<uint64_t> extra_bytes_{0}, extra_requests_{0};
   std::atomic<uint64_t> block_hits_{0}, block_misses_{0};
-  Stats stats_;
 };
 
 }  // namespace edge_rt

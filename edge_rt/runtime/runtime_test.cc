@@ -26,6 +26,7 @@ using test::TinySetup;
 using Clock = std::chrono::steady_clock;
 
 const std::function<bool()> kNeverStop = [] { return false; };
+const std::function<void()> kNothing = [] {};
 
 // Plain integers: if a barrier or the end of run() did not order them, a thread sanitizer would see
 // it.
@@ -36,16 +37,19 @@ void test_thread_pool() {
     std::vector<int> cell(n), seen(n), calls(n);
     for (int round = 0; round < 400; ++round) {
       const int n_barriers = round % 5;
-      pool.run([&](int thread) {
-        ++calls[thread];
-        for (int b = 0; b < n_barriers; ++b) {
-          cell[thread] = round * 10 + b;
-          pool.barrier();
-          for (int other = 0; other < n; ++other) seen[thread] += cell[other] == round * 10 + b;
-          pool.barrier();
-        }
-        if (thread == 1 && round % 50 == 0) usleep(1000);  // the others sleep in the last barrier
-      });
+      pool.run(
+          [&](int thread) {
+            ++calls[thread];
+            for (int b = 0; b < n_barriers; ++b) {
+              cell[thread] = round * 10 + b;
+              pool.barrier(thread);
+              for (int other = 0; other < n; ++other) seen[thread] += cell[other] == round * 10 + b;
+              pool.barrier(thread);
+            }
+            if (thread == 1 && round % 50 == 0)
+              usleep(1000);  // the others sleep in the last barrier
+          },
+          kNothing);
       for (int i = 0; i < n; ++i) CHECK(calls[i] == round + 1);
       if (round % 100 == 0) usleep(2000);  // the team goes to sleep
     }
@@ -55,9 +59,11 @@ void test_thread_pool() {
   // One barrier right behind the other: who is late at one must not be lost at the next.
   ThreadPool pair(2);
   for (const auto end = Clock::now() + std::chrono::seconds(1); Clock::now() < end;) {
-    pair.run([&](int) {
-      for (int i = 0; i < 2000; ++i) pair.barrier();
-    });
+    pair.run(
+        [&](int thread) {
+          for (int i = 0; i < 2000; ++i) pair.barrier(thread);
+        },
+        kNothing);
   }
 }
 
@@ -178,7 +184,7 @@ void test_cancel() {
   CHECK(tiny.load());
   Runtime& runtime = tiny.runtime();
   for (int round = 0; round < 3; ++round) {
-    runtime.plan({0, 1});
+    CHECK(runtime.plan({0, 1}, kNeverStop));
     const uint64_t passes = runtime.stats().passes;
     int polls = 0;
     CHECK(!runtime.run(tokens.data(), 4, 0, true, [&] { return ++polls >= 1; }));
@@ -227,13 +233,13 @@ void test_errors() {
         faults->add({kind, EIO, ""});
         for (int i = 0; i < 3; ++i)
           CHECK_THROWS(IoError, "reading", {
-            runtime.plan({0, 1, 0, 1});
+            CHECK(runtime.plan({0, 1, 0, 1}, kNeverStop));
             runtime.run(tokens.data(), 4, 0, true, kNeverStop);
             runtime.run(tokens.data(), 4, 0, true, kNeverStop);
           });
         faults->clear();
         try {
-          runtime.plan({0, 1});
+          CHECK(runtime.plan({0, 1}, kNeverStop));
           runtime.run(tokens.data(), 1, 0, true, kNeverStop);
         } catch (const IoError&) {
         }
@@ -247,7 +253,7 @@ void test_errors() {
           for (int i = 0; i < 2; ++i) {
             // Even if all of it was read ahead before the file shrank.
             CHECK_THROWS(IoError, "shorter", {
-              each->runtime().plan({0, 1});
+              CHECK(each->runtime().plan({0, 1}, kNeverStop));
               each->runtime().run(tokens.data(), 4, 0, true, kNeverStop);
             });
           }
@@ -257,7 +263,7 @@ void test_errors() {
       file.write(model.content);
       for (int i = 0; i < 2; ++i) {
         try {
-          runtime.plan({0, 1});
+          CHECK(runtime.plan({0, 1}, kNeverStop));
           runtime.run(tokens.data(), 1, 0, true, kNeverStop);
           CHECK(false && "a file that changed is used");
         } catch (const IoError& problem) {

@@ -1,13 +1,10 @@
 // A fixed team of compute threads that run one function together, the caller being thread 0.
 #pragma once
 
-#include <pthread.h>
-
-#include <atomic>
-#include <condition_variable>
 #include <functional>
-#include <mutex>
 #include <vector>
+
+#include "flash_io/sync.h"
 
 namespace edge_rt {
 
@@ -18,27 +15,32 @@ class ThreadPool {
 
   int size() const { return n_threads_; }
 
-  // Runs task(0) here and task(1..n-1) on the others; returns when all have returned. Tasks must
-  // not throw. One caller at a time.
-  void run(const std::function<void(int)>& task);
+  // Runs task(0) here and task(1..n-1) on the others; returns when all have returned. While thread
+  // 0 waits for the others, `meanwhile` is called here every 20 ms: another thread may wait for a
+  // drive that does not answer, and only this one may be told to give up. Neither may throw. One
+  // caller at a time.
+  void run(const std::function<void(int)>& task, const std::function<void()>& meanwhile);
 
   // Waits inside a task until every thread of the team is here. Spins for a moment, then sleeps.
-  void barrier();
+  void barrier(int thread);
 
  private:
   void work(int index);
   void stop();
 
   const int n_threads_;
-  std::vector<pthread_t> threads_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
+  std::vector<sync::Thread> threads_;
+  sync::Mutex mutex_;
+  sync::CondVar wake_;
   const std::function<void(int)>* task_ = nullptr;
-  std::atomic<uint64_t> round_{0};
+  const std::function<void()>* meanwhile_ = nullptr;
+  sync::Atomic<uint64_t> round_{0};
   bool stop_ = false;
 
-  std::atomic<int> arrived_{0};
-  std::atomic<uint32_t> phase_{0};
+  sync::Atomic<int> arrived_{0};
+  sync::Atomic<uint32_t> phase_{0};
+  sync::Atomic<int> n_asleep_{0};  // in barrier()
+  sync::CondVar passed_;
 };
 
 }  // namespace edge_rt

@@ -1,4 +1,5 @@
-// A file in $TMPDIR (or here) that is gone when the test ends.
+// A file in $TMPDIR (or /tmp) that is gone when the test ends. scripts/native_tests.sh gives each run
+// a folder of its own and deletes it, because a test that is ended by a signal deletes nothing.
 #pragma once
 
 #include <fcntl.h>
@@ -16,7 +17,7 @@ class TempFile {
  public:
   explicit TempFile(const std::vector<uint8_t>& content, const char* folder = nullptr) {
     if (folder == nullptr) folder = std::getenv("TMPDIR");
-    path_ = std::string(folder && *folder ? folder : ".") + "/edge_rt_test_XXXXXX";
+    path_ = std::string(folder && *folder ? folder : "/tmp") + "/edge_rt_test_XXXXXX";
     fd_ = mkstemp(path_.data());
     if (fd_ < 0) throw std::runtime_error("cannot create " + path_);
     write(content);

@@ -354,11 +354,11 @@ class TinyRuntime {
     for (int at = 0; at < n;) {
       const int left = at < n_prompt ? std::min(setup_.chunk, n_prompt - at) : 1;
       const bool at_once = left == 1 || random_.chance(0.3);  // logits of the last token only
-      runtime_.plan({0, 1});
+      CHECK(runtime_.plan({0, 1}, poll));
       CHECK(runtime_.run(tokens.data() + at, left, at, at_once, poll));
       if (at_once && left > 1) {
         const std::vector<float> last(runtime_.logits(0), runtime_.logits(0) + kVocab);
-        runtime_.plan({1});
+        CHECK(runtime_.plan({1}, poll));
         CHECK(runtime_.run_head(0, left, poll));
         CHECK(std::memcmp(last.data(), runtime_.logits(left - 1), kVocab * sizeof(float)) == 0);
       } else if (!at_once) {
