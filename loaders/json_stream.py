@@ -234,10 +234,10 @@ class JsonStream:
                 self.string()
             case _:
                 cursor = self._cursor  # half of a number would match too
-                cursor.fill(min(_MAX_SCALAR_BYTES, cursor.left), "JSON")
-                match = self._match(_SCALAR, "a value", _MAX_SCALAR_BYTES)
-                if len(match[0]) == _MAX_SCALAR_BYTES:  # it may go on
-                    raise self.fail(f"a number of {_MAX_SCALAR_BYTES} characters or more")
+                room = _MAX_SCALAR_BYTES + 1
+                cursor.fill(min(room, cursor.left), "JSON")
+                if len(self._match(_SCALAR, "a value", room)[0]) == room:  # it may go on
+                    raise self.fail(f"a number of more than {_MAX_SCALAR_BYTES} characters")
 
     def end(self) -> None:
         """Nothing but white space may follow."""
