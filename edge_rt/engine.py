@@ -57,7 +57,8 @@ def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Pl
         with storage_errors():
             return file.read(tensor.offset, tensor.n_bytes)
 
-    return source, Planner(source, build_program(source, read_floats), file.alignment), file
+    with source.named():
+        return source, Planner(source, build_program(source, read_floats), file.alignment), file
 
 
 def make_settings(

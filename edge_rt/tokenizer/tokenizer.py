@@ -103,13 +103,15 @@ class Tokenizer:
         ``n_rows``: of the embedding. Only added tokens, which text without them does not give, may
         lie beyond it, as an image's do in text-only models; other ones raise `ModelError`.
         """
-        if source.folder is None:
-            found = cls(read_gguf(source))
-        else:
-            found = cls(read_folder(Path(source.folder)))
-        beyond = range(found.n_vocab if n_rows is None else n_rows, found.n_vocab)
-        if any(map(found.is_ordinary, beyond)):
-            raise ModelError(f"the tokenizer has {found.n_vocab} tokens, the embedding {n_rows}")
+        with source.named():
+            if source.folder is None:
+                found = cls(read_gguf(source))
+            else:
+                found = cls(read_folder(Path(source.folder)))
+            beyond = range(found.n_vocab if n_rows is None else n_rows, found.n_vocab)
+            if any(map(found.is_ordinary, beyond)):
+                n = found.n_vocab
+                raise ModelError(f"the tokenizer has {n} tokens, the embedding {n_rows}")
         return found
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import socket
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -65,6 +66,11 @@ def _other_kinds() -> Iterator[Case]:
                 yield Case(
                     "other kinds", f"{what} as {name}", REFUSED, file_of(data, name), REFUSED
                 )
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
 
 
 def _no_files() -> Iterator[Case]:
