@@ -80,6 +80,8 @@ def judge(case: Case, command: str, done: dict[str, Any], home: str) -> Outcome:
     allowed = INSPECT_BYTES if command == "inspect" else size_of(case.ram)
     if done["peak"] > allowed:
         wrong.append(f"held {done['peak'] / (1 << 20):.0f} MiB")
+    if code == 0 and not out:
+        wrong.append("prints nothing")
     if code in (0, 3) and out:
         wrong += _wrong_output(command, out, code)
     if code:
