@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from .conftest import load_script
 from .hostile import attacks, corpus
 from .hostile.case import REFUSED, RUNS, Case, digest, file_of
 from .hostile.runner import Outcome, Server, again, judge, run_all, run_case
@@ -142,8 +141,15 @@ def test_the_judge_allows_inspect_64_mib() -> None:
         assert (judge(CASE, "inspect", GOOD | {"peak": peak}, "/tmp/x").wrong == []) is held
 
 
-@pytest.mark.parametrize("out", ["", "[", '{"tokens": ["x"], "text": "", "finish_reason": "eos"}',
-                                 '{"tokens": [], "text": "", "finish_reason": "length"}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "out",
+    [
+        "",
+        "[",
+        '{"tokens": ["x"], "text": "", "finish_reason": "eos"}',
+        '{"tokens": [], "text": "", "finish_reason": "length"}',
+    ],
+)
 def test_the_judge_reads_what_is_printed(out: str) -> None:
     done = GOOD | {"code": 0, "err": "", "out": out}
     assert judge(replace(CASE, expect=RUNS), "generate", done, "/tmp/x").wrong

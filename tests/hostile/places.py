@@ -87,6 +87,7 @@ def _no_files() -> Iterator[Case]:
         wrong = REFUSED if as_folder else USAGE
         yield Case("no files", f"{name} is missing", USAGE, made(lambda _: None, name))
         yield Case("no files", f"{name} is a FIFO", wrong, made(os.mkfifo, name))
+        yield Case("no files", f"{name} is a socket", wrong, made(_socket, name))
         yield Case(
             "no files", f"{name} links to itself", wrong, made(lambda p: p.symlink_to(p.name), name)
         )
