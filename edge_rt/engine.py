@@ -407,7 +407,8 @@ class Engine:
 
     def encode_prompt(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a prompt, with BOS where the model wants it."""
-        tokens = self.tokenizer.encode(text, special=special)
+        with self.source.named():
+            tokens = self.tokenizer.encode(text, special=special)
         bos = self.tokenizer.bos_id
         if self.tokenizer.add_bos and bos is not None and tokens[:1] != [bos]:
             tokens.insert(0, bos)

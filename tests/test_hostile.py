@@ -54,6 +54,14 @@ def test_sockets_are_no_models(server: Server, tmp_path: Path) -> None:
         assert not wrong(run_case(server, case, tmp_path), tmp_path)
 
 
+def test_what_only_a_prompt_meets_names_the_file(server: Server, tmp_path: Path) -> None:
+    names = {"no token for what is asked, none unknown", "NaN in the row of token 5"}
+    cases = [case for case in corpus.cases() if case.name in names]
+    assert len(cases) == len(names)
+    for case in cases:
+        assert not wrong(run_case(server, case, tmp_path), tmp_path)
+
+
 def test_every_attack_of_the_literature_is_there() -> None:
     known = (
         "2024-21802 2024-21825 2024-21836 2024-23496 2024-23605 2024-34359 2025-49847 2025-52566 "
