@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from .hostile import attacks, corpus
 from .hostile.case import REFUSED, RUNS, Case, digest, file_of
 from .hostile.runner import Outcome, Server, again, judge, run_all, run_case
-from .hostile.small import small_bytes
+from .hostile.small import byte_tokenizer, raw_tokenizer, small_bytes
 
 CASE = Case("a", "b", REFUSED, file_of(b""))
 GOOD: dict[str, Any] = {
@@ -106,6 +107,15 @@ def test_there_are_5000_files_to_refuse(tmp_path: Path) -> None:
                 if path.is_file():  # some are large
                     path.unlink()
     assert len(distinct) == 5000 and len(names) >= 10_000
+
+
+def test_no_case_changes_the_next_one(tmp_path: Path) -> None:
+    before = json.dumps([raw_tokenizer(), byte_tokenizer()])
+    for number, case in enumerate(corpus.cases()):
+        if case.family in ("growing", "components", "tokenizer.json", "added tokens", "patterns"):
+            (tmp_path / str(number)).mkdir()
+            case.make(tmp_path / str(number))
+    assert json.dumps([raw_tokenizer(), byte_tokenizer()]) == before
 
 
 def test_accepted_files_have_a_reason() -> None:
