@@ -84,7 +84,8 @@ def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Pl
         with storage_errors():
             return file.read(tensor.offset, tensor.n_bytes)
 
-    return source, Planner(source, build_program(source, read_floats), file.alignment), file
+    with source.named():
+        return source, Planner(source, build_program(source, read_floats), file.alignment), file
 
 
 def make_settings(
@@ -477,7 +478,8 @@ class Engine:
 
     def encode_prompt(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a prompt, with BOS where the model wants it."""
-        tokens = self.tokenizer.encode(text, special=special)
+        with self.source.named():
+            tokens = self.tokenizer.encode(text, special=special)
         bos = self.tokenizer.bos_id
         if self.tokenizer.add_bos and bos is not None and tokens[:1] != [bos]:
             tokens.insert(0, bos)

@@ -70,7 +70,14 @@ Part::Part(const std::string& path, bool direct) : path_(path) {
   // O_NONBLOCK: a FIFO must not block us. It goes once the file is known to be none: io_uring takes
   // the flag for a promise that reads never block, and older kernels for "EAGAIN is welcome".
   fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (fd_ < 0) throw IoError::of(errno, "cannot open " + path);
+  if (fd_ < 0) {
+    const int error = errno;
+    struct stat found;
+    // A socket, or a terminal that is not there: no drive that went away.
+    if (error == ENXIO && stat(path.c_str(), &found) == 0 && !S_ISREG(found.st_mode))
+      throw IoError(EINVAL, path + " is not a regular file");
+    throw IoError::of(error, "cannot open " + path);
+  }
   // From here on the destructor does not run if we throw.
   const auto fail = [this](const IoError& error) {
     close(fd_);

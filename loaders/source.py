@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar, overload
 
@@ -70,6 +73,17 @@ class WeightSource:
     def fail(self, message: str) -> ModelError:
         """An error that names this source."""
         return ModelError(f"{self.path}: {message}")
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Refusals from within that do not say which model they are about do so afterwards."""
+        try:
+            yield
+        except ModelError as error:
+            message = str(error)
+            if not message.startswith((self.path, os.path.normpath(self.path))):
+                error.args = (f"{self.path}: {message}",)
+            raise
 
     def _get(self, key: str, kind: type[_K], what: str, default: object) -> _K | None:
         """The value at ``key``, None when it is missing and there is a default."""

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "THIRD_PARTY.md",
-         "docs/measurements.md", "docs/parity.md")  # fmt: skip
+         "docs/hostile.md", "docs/measurements.md", "docs/parity.md")  # fmt: skip
 SKIPPED = {"build", "dist", "node_modules", "__pycache__"}
 TEXT = {".c", ".cc", ".cmake", ".h", ".in", ".json", ".md", ".py", ".pyi", ".sh", ".toml", ".txt",
         ".yaml", ".yml"}  # fmt: skip

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edge_rt.errors import EdgeRTError, ModelError, UsageError
 from edge_rt.loaders.json_stream import JsonStream
+from edge_rt.loaders.source import WeightSource
 from edge_rt.loaders.text_files import TextFiles
 from edge_rt.tokenizer import Tokenizer
 from edge_rt.tokenizer.json_file import Pieces, scan
@@ -247,11 +248,9 @@ def test_files_beside_it(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 9}}))
     assert 9 in Tokenizer.from_file(folder / "tokenizer.json").eos_ids
 
-    class Source:
-        folder = str(tmp_path)
-        texts = TextFiles(tmp_path)
-
-    assert Tokenizer.from_source(Source()).eos_ids == Tokenizer.from_file(folder).eos_ids
+    source = WeightSource(str(tmp_path), (), 0)
+    source.folder, source.texts = str(tmp_path), TextFiles(tmp_path)
+    assert Tokenizer.from_source(source).eos_ids == Tokenizer.from_file(folder).eos_ids
     for wrong in (10**6, "x", -1, [True]):
         (folder / "config.json").write_text(json.dumps({"eos_token_id": wrong}))
         with pytest.raises(ModelError, match=r"eos_token_id in config\.json is"):

@@ -105,11 +105,13 @@ class Tokenizer:
         ``n_rows``: of the embedding. Only added tokens, which text without them does not give, may
         lie beyond it, as an image's do in text-only models; other ones raise `ModelError`.
         """
-        in_folder = source.folder is not None
-        found = cls(read_folder(source.texts) if in_folder else read_gguf(source))
-        beyond = range(found.n_vocab if n_rows is None else n_rows, found.n_vocab)
-        if any(map(found.is_ordinary, beyond)):
-            raise ModelError(f"the tokenizer has {found.n_vocab} tokens, the embedding {n_rows}")
+        with source.named():
+            in_folder = source.folder is not None
+            found = cls(read_folder(source.texts) if in_folder else read_gguf(source))
+            n = found.n_vocab
+            beyond = range(n if n_rows is None else n_rows, n)
+            if any(map(found.is_ordinary, beyond)):
+                raise ModelError(f"the tokenizer has {n} tokens, the embedding {n_rows}")
         return found
 
     @property

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import stat
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +57,21 @@ class Case:
         return {
             REFUSED: {4}, RUNS: {0}, EITHER: {0, 4}, USAGE: {2}, BUDGET: {3}, BROKEN: {4},
         }[wanted]  # fmt: skip
+
+
+def digest(folder: Path) -> str:
+    """What tells the files in ``folder`` from others: names, sizes, the first MiB of each."""
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        found.update(os.fsencode(path.relative_to(folder)))
+        found.update(struct.pack("<IQ", status.st_mode, status.st_size))
+        if stat.S_ISLNK(status.st_mode):
+            found.update(os.fsencode(path.readlink()))
+        elif stat.S_ISREG(status.st_mode):
+            with path.open("rb") as file:
+                found.update(file.read(1 << 20))
+    return found.hexdigest()
 
 
 def file_of(data: bytes, name: str = "m.gguf") -> Make:

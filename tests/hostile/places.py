@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import socket
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -67,6 +68,11 @@ def _other_kinds() -> Iterator[Case]:
                 )
 
 
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
 def _no_files() -> Iterator[Case]:
     def made(make: Callable[[Path], object], name: str) -> Make:
         def write(folder: Path) -> Path:
@@ -81,6 +87,7 @@ def _no_files() -> Iterator[Case]:
         wrong = REFUSED if as_folder else USAGE
         yield Case("no files", f"{name} is missing", USAGE, made(lambda _: None, name))
         yield Case("no files", f"{name} is a FIFO", wrong, made(os.mkfifo, name))
+        yield Case("no files", f"{name} is a socket", wrong, made(_socket, name))
         yield Case(
             "no files", f"{name} links to itself", wrong, made(lambda p: p.symlink_to(p.name), name)
         )

@@ -6,6 +6,7 @@ import json
 import random
 import struct
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,8 @@ def shard(rows: int = len(RAW_PIECES)) -> Safetensors:
 
 def raw_tokenizer() -> dict[str, Any]:
     """A tokenizer.json in the manner of SentencePiece."""
-    normalizer, pre_tokenizer, decoders = tokenizer_files.RAW["llama-2"]
+    # Cases change what they get.
+    normalizer, pre_tokenizer, decoders = deepcopy(tokenizer_files.RAW["llama-2"])
     extra = [tokenizer_files.added(piece, i, True) for i, piece in enumerate(RAW_PIECES[:3])]
     vocab = {piece: i for i, piece in enumerate(RAW_PIECES)}
     return tokenizer_files.content(
@@ -192,7 +194,7 @@ def raw_tokenizer() -> dict[str, Any]:
 
 def byte_tokenizer(name: str = "gpt-2") -> dict[str, Any]:
     """A byte-level tokenizer.json of 264 tokens."""
-    normalizer, pre_tokenizer = tokenizer_files.BYTE_LEVEL[name]
+    normalizer, pre_tokenizer = deepcopy(tokenizer_files.BYTE_LEVEL[name])
     letters = letters_of_bytes()
     vocab = {piece: i for i, piece in enumerate([*letters, "xa", "ax", "xax", "aa", "xx"])}
     extra = [
@@ -200,7 +202,7 @@ def byte_tokenizer(name: str = "gpt-2") -> dict[str, Any]:
         for i, name in enumerate(("start", "end", "pad"))
     ]
     return tokenizer_files.content(
-        normalizer, pre_tokenizer, tokenizer_files.LAST, extra, vocab, ["x a", "xa x"],
+        normalizer, pre_tokenizer, deepcopy(tokenizer_files.LAST), extra, vocab, ["x a", "xa x"],
         ignore_merges=False,
     )  # fmt: skip
 

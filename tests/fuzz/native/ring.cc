@@ -129,18 +129,8 @@ class Model {
       if (!reader_.idle()) reader_.complete();
       return false;
     };
-    plan(*ring_, wanted, poll);
+    REQUIRE(ring_->plan(wanted, poll));
     planned_.assign(wanted.begin(), wanted.end());
-  }
-
-  template <typename Ring>
-  void plan(Ring& ring, const std::vector<int>& wanted, const std::function<bool()>& poll) {
-    if constexpr (requires { ring.plan(wanted, poll); }) {
-      REQUIRE(ring.plan(wanted, poll));
-    } else {
-      reader_.drain();  // plan() waits for what is in flight
-      ring.plan(wanted);
-    }
   }
 
   void begin_wrong() {

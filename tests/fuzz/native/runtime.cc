@@ -333,13 +333,8 @@ class Machine {
       all->insert(all->end(), row, row + p_.shape.vocab);
     }
   }
-  template <typename T>
-  static void plan(T& runtime, const std::vector<int>& segments) {
-    if constexpr (requires { runtime.plan(segments, kNeverStop); }) {
-      REQUIRE(runtime.plan(segments, kNeverStop));
-    } else {
-      runtime.plan(segments);
-    }
+  static void plan(Runtime& runtime, const std::vector<int>& segments) {
+    REQUIRE(runtime.plan(segments, kNeverStop));
   }
 
   Input& in_;
