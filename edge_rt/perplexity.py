@@ -66,7 +66,7 @@ def perplexity(
     if bos is not None:  # the text as a whole begins with one, too
         ids = _prepend(bos, ids)
     first, total, scored, done = n_ctx // 2, 0.0, 0, 0
-    with engine._exclusive():
+    with engine.source.named(), engine._exclusive():
         while chunks is None or done < chunks:
             window = list(islice(ids, n_ctx))
             if len(window) < n_ctx:

@@ -122,8 +122,8 @@ def _added_later(files: TextFiles, reader: _Reader) -> list[AddedToken]:
                 continue
             for name in stream.members():
                 value = stream.value()
-                if name.isdecimal() and isinstance(value, dict):
-                    value["id"] = int(name[:10])
+                if name.isdecimal() and len(name) <= 10 and isinstance(value, dict):
+                    value["id"] = int(name)
                 token = added_token(stream, value)
                 if token.content in known:
                     continue
