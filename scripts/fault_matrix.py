@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent)]
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # behind the installed package
 
-from tests import faulty_cells as cells  # noqa: E402
-from tests.fuse_server import Refused  # noqa: E402
+from tests import faulty_cells as cells
+from tests.fuse_server import Refused
 
 WORLDS = {"fuse": cells.FuseWorld, "hook": cells.HookWorld}
 HANG_S = 600  # of all cells of a site at the least
