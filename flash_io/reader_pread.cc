@@ -1,3 +1,4 @@
+#include <new>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -60,6 +61,9 @@ class PreadReader final : public Reader {
       } catch (const IoError& problem) {
         error = problem.error();
         reason = problem.what();
+      } catch (const std::bad_alloc&) {
+        error = ENOMEM;
+        reason = "out of memory";  // short enough for no allocation
       }
       request.done(request.context, request.tag, error, reason.c_str());
       lock.lock();

@@ -5,6 +5,7 @@
 #ifdef EDGE_RT_HAVE_URING
 
 #include <chrono>
+#include <new>
 #include <optional>
 #include <string>
 #include <system_error>
@@ -149,6 +150,9 @@ class UringReader final : public Reader {
     } catch (const IoError& problem) {
       error = problem.error();
       reason = problem.what();
+    } catch (const std::bad_alloc&) {
+      error = ENOMEM;
+      reason = "out of memory";  // short enough for no allocation
     }
     slot.transfer.reset();
     const ReadRequest request = slot.request;
@@ -160,6 +164,7 @@ class UringReader final : public Reader {
 
   // The ring itself fails, which no kernel is known to do: every read of this reader is an error
   // from now on, those in flight included, so that nothing is made of what they may still bring.
+  // Into their memory they may still bring it: nothing tells when.
   void break_down(int error) {
     broken_ = error;
     for (size_t index = 0; index < slots_.size(); ++index)

@@ -31,15 +31,20 @@ class Uring {
   // them, and disturbs no compute thread. `memory`: where most reads go. Returns 0 or an errno.
   int set_up(unsigned n_reads, std::byte* memory, size_t bytes) {
     if (error_ != 0) return error_;
+    io_uring_params params{};
     int error = -EINVAL;
     for (const unsigned flags :
          {IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, 0u}) {  // newest kernels first
-      io_uring_params params{};
+      params = {};
       params.flags = flags;
       error = io_uring_queue_init_params(n_reads + 1, &ring_, &params);  // and one for the eventfd
       if (error != -EINVAL) break;
     }
     if (error != 0) return -error;
+    if (!(params.features & IORING_FEAT_RW_CUR_POS)) {  // Linux 5.6, as is IORING_OP_READ
+      io_uring_queue_exit(&ring_);
+      return ENOSYS;
+    }
     io_uring_ring_dontfork(&ring_);
     if (bytes != 0) {
       const iovec region = {memory, bytes};

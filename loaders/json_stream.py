@@ -33,7 +33,7 @@ _SCALAR: Final = re.compile(
 )
 _FLAT: Final = re.compile(rb'\{[^{}"]*(?:"[^"\\]*(?:\\.[^"\\]*)*"[^{}"]*)*\}', re.DOTALL)
 _ENTRY: Final = re.compile(
-    _WS + _TEXT + _WS + b":" + _WS + rb"([0-9]{1,10})" + _WS + b"(?P<next>[,}])"
+    _WS + _TEXT + _WS + b":" + _WS + rb"(0|[1-9][0-9]{0,9})" + _WS + b"(?P<next>[,}])"
 )
 _TEXT_OR_PAIR: Final = re.compile(
     _WS + rb"(?:" + _TEXT + rb"|\[" + _WS + _TEXT + _WS + b"," + _WS + _TEXT + _WS + rb"\])"

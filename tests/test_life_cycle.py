@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np  # noqa: F401  its threads are there before ours are counted
 import pytest
 
+import edge_rt.engine
 from edge_rt import BudgetError, Engine, StorageError, UsageError
 from edge_rt.flash_io._flash_io import Faults
 
@@ -130,6 +132,112 @@ def test_closing_in_a_signal_handler(stories_model: Path) -> None:
                 engine.generate(PROMPT, 100, ignore_eos=True)
     finally:
         signal.signal(signal.SIGALRM, handler)
+
+
+def test_closing_in_a_signal_handler_that_raises(stories_model: Path, faults: Faults) -> None:
+    """What the handler raises goes before the end of the request that it closed."""
+    for skip in range(12):  # in rows, in streamed blocks, in the head
+        engine = Engine(stories_model, ram="4GiB", weight_cap="0", threads=1, io="pread")
+        faults.add("delay", 300, skip=skip, count=1)
+
+        def end(*_: object, engine: Engine = engine) -> None:
+            engine.close()
+            sys.exit(130)
+
+        handler = signal.signal(signal.SIGALRM, end)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(SystemExit):
+                while True:
+                    engine.generate(PROMPT, 100, ignore_eos=True)
+        finally:
+            signal.signal(signal.SIGALRM, handler)
+        faults.clear()
+
+
+def test_closing_while_closing(stories_model: Path, faults: Faults) -> None:
+    engine = Engine(stories_model, ram="4GiB", weight_cap="0", threads=1)
+    faults.add("delay", int(HANG_S * 1000), skip=3, count=1)
+    with interrupt_after(0.1):
+        engine.generate(PROMPT, 100, ignore_eos=True)
+    met = []
+
+    def close(*_: object) -> None:
+        engine.close()
+        met.append(time.monotonic())
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, close)
+    started = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            engine.close()
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert met and met[0] - started < NOTICED_S
+    engine.close()
+
+
+def test_engines_that_are_dropped_on_a_silent_drive(
+    stories_model: Path, faults: Faults, expected: list[int]
+) -> None:
+    """Nobody waits for the drive, no other thread either, and nothing stays when it answers."""
+    before, beats, stop = n_threads(), [time.monotonic()], threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(0.005):
+            beats.append(time.monotonic())
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    gc.disable()
+    try:
+        for skip in (0, 8):
+            weights = stories_model.stat().st_size // 2  # headers are read in Python's own time
+            faults.add("delay", int(HANG_S * 1000), begin=weights, skip=skip, count=1)
+            with interrupt_after(0.1):
+                while True:  # as it is built, or in its first request
+                    tokens_of(Engine(stories_model, ram="4GiB", weight_cap="64KiB", threads=1))
+            faults.clear()
+        assert not [e for e in edge_rt.engine._engines if e._runtime is not None]
+        with Engine(stories_model, ram="4GiB") as engine:
+            assert tokens_of(engine) == expected
+    finally:
+        gc.enable()
+        stop.set()
+        thread.join()
+    assert max(b - a for a, b in pairwise(beats)) < NOTICED_S
+    assert edge_rt.engine._unanswered
+    time.sleep(HANG_S)
+    with Engine(stories_model, ram="4GiB"):
+        assert not edge_rt.engine._unanswered
+    assert threads_end(before)
+
+
+def test_the_end_does_not_wait_for_a_silent_drive(stories_model: Path) -> None:
+    code = """
+import signal, sys
+from edge_rt import Engine
+from edge_rt.flash_io._flash_io import Faults
+from edge_rt.flash_io.files import set_faults
+faults = Faults()
+set_faults(faults)
+engine = Engine(sys.argv[1], ram="4GiB", weight_cap="0", threads=1, io=sys.argv[2])
+faults.add("delay", 60000, skip=3, count=1)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+try:
+    engine.generate([1, 403, 407, 261], 100, ignore_eos=True)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    for io in ("pread", "uring"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, stories_model, io],
+            capture_output=True, text=True, timeout=40,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", ""), done
 
 
 def test_a_request_within_a_request(stories_model: Path, expected: list[int]) -> None:
@@ -484,7 +592,11 @@ def test_forked_within_a_pass(stories_model: Path, expected: list[int]) -> None:
         thread = threading.Thread(target=work)
         thread.start()
         try:
-            for use in (engine.close, lambda: engine.generate(PROMPT), lambda: engine.forget()):
+            uses: list[tuple[Callable[[], object], int]] = [
+                (engine.close, 0), (lambda: engine.generate(PROMPT), 7), (engine.forget, 0),
+                (lambda: sys.exit(3), 3),
+            ]  # fmt: skip
+            for use, code in uses:
                 time.sleep(random.uniform(0, 0.05))
                 pid = os.fork()
                 if pid == 0:
@@ -493,6 +605,8 @@ def test_forked_within_a_pass(stories_model: Path, expected: list[int]) -> None:
                         os._exit(0)
                     except RuntimeError:
                         os._exit(7)
+                    except SystemExit:
+                        os._exit(3)
                     finally:
                         os._exit(99)
                 deadline = time.monotonic() + 20
@@ -503,7 +617,7 @@ def test_forked_within_a_pass(stories_model: Path, expected: list[int]) -> None:
                 if not done:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
-                assert done and os.waitstatus_to_exitcode(status) in (0, 7)
+                assert done and os.waitstatus_to_exitcode(status) == code
         finally:
             stop.set()
             thread.join(30)

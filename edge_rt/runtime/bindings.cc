@@ -307,6 +307,7 @@ NB_MODULE(_runtime, m) {
     try {
       std::rethrow_exception(thrown);
     } catch (const UseError& error) {
+      if (PyErr_Occurred() != nullptr) return;  // what a signal handler raised goes first
       PyErr_SetString(nb::module_::import_("edge_rt.errors").attr("UsageError").ptr(),
                       error.what());
     }
@@ -340,6 +341,8 @@ NB_MODULE(_runtime, m) {
       "isa"_a);
   m.def("malloc_trim", [] { malloc_trim(0); });
   m.def("calls_in_progress", [] { return calls_in_progress; });
+  m.def("forget_calls", [] { calls_in_progress = 0; });  // of threads that a fork left behind
+  m.def("keep_forever", [](nb::handle object) { object.inc_ref(); }, "object"_a);
   m.def("set_leak_warnings", [](bool on) { nb::set_leak_warnings(on); }, "on"_a);
 }
 

@@ -79,7 +79,7 @@ void Runtime::run_steps(const Pass& pass, int thread) {
         for (int t = thread; t < pass.n_tokens; t += pool_->size())
           run_by_token(pass, step.op, t, i == 0);
       } else if (step.op.kind == OpKind::kAttention) {
-        run_attention(pass, step);
+        run_attention(pass, step, thread);
       } else {
         run_chunks(pass, step, thread);
       }
@@ -210,12 +210,13 @@ float Runtime::attention_scale(const Op& op, int position) const {
   return static_cast<float>(op.value * (1 + attention_.temperature * std::log1p(periods)));
 }
 
-void Runtime::run_attention(const Pass& pass, Step& step) {
+void Runtime::run_attention(const Pass& pass, Step& step, int thread) {
   const AttentionShape& a = attention_;
   const int n_units = pass.n_tokens * a.n_heads;
   const int group = a.n_heads / a.n_kv_heads;
   // The last tokens see the most positions: hand them out first.
   for (int unit; (unit = step.next.fetch_add(1, std::memory_order_relaxed)) < n_units;) {
+    if (should_stop(pass, thread)) return;
     const int token = pass.n_tokens - 1 - unit / a.n_heads, head = unit % a.n_heads;
     const int position = pass.position + token;
     const bool windowed = step.op.window > 0 && position >= step.op.window;
@@ -238,7 +239,7 @@ void Runtime::run_chunks(const Pass& pass, Step& step, int thread) {
   const int n_chunks = static_cast<int>(step.chunks.size());
   const std::function<bool()> poll = [&] { return should_stop(pass, thread); };
   for (int c; (c = step.next.fetch_add(1, std::memory_order_relaxed)) < n_chunks;) {
-    if (stop_.load(std::memory_order_relaxed)) return;
+    if (should_stop(pass, thread)) return;
     const Chunk& chunk = step.chunks[c];
     const MatmulPart& part = step.op.parts[chunk.part];
     const Weight& weight = weights_[part.weight];

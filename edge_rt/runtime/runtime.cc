@@ -43,7 +43,8 @@ bool Runtime::close(const std::function<bool()>& poll) {
   if (owner_ != getpid()) return true;
   cancel();
   sync::Lock lock(use_mutex_);
-  if (in_use_ && user_ == sync::this_thread()) return true;
+  const auto me = sync::this_thread();  // a poll may run a signal handler that closes, too
+  if ((in_use_ && user_ == me) || (closing_ && closer_ == me)) return true;
   while (in_use_ || closing_) {
     lock.unlock();
     if (poll()) return false;
@@ -52,6 +53,7 @@ bool Runtime::close(const std::function<bool()>& poll) {
   }
   if (reader_ == nullptr) return true;
   closing_ = true;
+  closer_ = me;
   lock.unlock();
   const bool idle = wait_for_batch(1, poll) && (ring_ == nullptr || ring_->drain(poll));
   if (idle) {

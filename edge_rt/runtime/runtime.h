@@ -203,7 +203,7 @@ class Runtime {
   void run_steps(const Pass& pass, int thread);
   void run_by_token(const Pass& pass, const Op& op, int token, bool first_op);
   void run_chunks(const Pass& pass, Step& step, int thread);
-  void run_attention(const Pass& pass, Step& step);
+  void run_attention(const Pass& pass, Step& step, int thread);
   void run_rope_tables(const Pass& pass, int token);
   void rotate(float* head, const float* table, int n_pairs) const;
   float attention_scale(const Op& op, int position) const;
@@ -291,7 +291,7 @@ class Runtime {
   sync::Mutex use_mutex_;
   sync::CondVar left_;
   bool in_use_ = false, closing_ = false;
-  sync::ThreadId user_{};
+  sync::ThreadId user_{}, closer_{};
 
   // Counters are no scheduling points of tests.
   std::atomic<uint64_t> passes_{0}, tokens_{0}, run_ns_{0}, stall_ns_{0};

@@ -44,11 +44,11 @@ std::tuple<size_t, size_t, int64_t> add_strings(PieceTable& table, const nb::byt
 
 // The same for merges: "left right", where the left piece has at least one byte, and that may be a
 // space. Returns false as the last if one does not join two pieces into a third.
-std::tuple<size_t, size_t, bool> add_merges(MergeTable& merges, const PieceTable& table,
-                                            const nb::bytearray& types, int byte_type,
-                                            const nb::bytes& buffer, size_t at, size_t count) {
+std::tuple<size_t, size_t, bool> add_merges(MergeTable& merges, const nb::bytearray& types,
+                                            int byte_type, const nb::bytes& buffer, size_t at,
+                                            size_t count) {
   const std::string_view all = view(buffer);
-  const unsigned char* kinds = types_of(types, table);
+  const unsigned char* kinds = types_of(types, merges.table());
   std::string_view merge;
   for (size_t next = at; count != 0 && take_string(all, next, merge); at = next, --count) {
     const size_t space = merge.find(' ', 1);
@@ -101,14 +101,13 @@ NB_MODULE(_tokenizer, m) {
       .def("__len__", &MergeTable::size)
       .def(
           "add",
-          [](MergeTable& merges, const PieceTable& table, const nb::bytearray& types, int byte_type,
-             const nb::bytes& left, const nb::bytes& right) {
-            return merges.add(view(left), view(right), types_of(types, table),
+          [](MergeTable& merges, const nb::bytearray& types, int byte_type, const nb::bytes& left,
+             const nb::bytes& right) {
+            return merges.add(view(left), view(right), types_of(types, merges.table()),
                               static_cast<unsigned char>(byte_type));
           },
-          "table"_a, "types"_a, "byte_type"_a, "left"_a, "right"_a)
-      .def("add_merges", &add_merges, "table"_a, "types"_a, "byte_type"_a, "buffer"_a, "at"_a,
-           "count"_a)
+          "types"_a, "byte_type"_a, "left"_a, "right"_a)
+      .def("add_merges", &add_merges, "types"_a, "byte_type"_a, "buffer"_a, "at"_a, "count"_a)
       .def("finish", &MergeTable::finish, "last_counts"_a)
       .def("lookup", &MergeTable::lookup, "left"_a, "right"_a);
 }

@@ -81,7 +81,7 @@ class Merges:
             pairs.feed(self._take)
         else:
             for one, two in pairs:
-                if not table.add(vocabulary.table, vocabulary.types, BYTE, one, two):
+                if not table.add(vocabulary.types, BYTE, one, two):
                     raise self._wrong(one + b" " + two)
                 self._check_count(len(table))
         table.finish(last_counts)
@@ -92,10 +92,8 @@ class Merges:
             raise ModelError(f"more than {MAX_TOKENS} merges are not supported")
 
     def _take(self, buffer: bytes, at: int, count: int) -> tuple[int, int]:
-        vocabulary = self._vocabulary
-        at, left, good = self._table.add_merges(
-            vocabulary.table, vocabulary.types, BYTE, buffer, at, count
-        )
+        types = self._vocabulary.types
+        at, left, good = self._table.add_merges(types, BYTE, buffer, at, count)
         if not good:
             raise self._wrong(buffer[at + 8 : at + 8 + U64.unpack_from(buffer, at)[0]])
         return at, left

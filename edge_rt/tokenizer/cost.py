@@ -63,13 +63,13 @@ def tokenizer_ceilings(
     """Upper bounds in bytes over what the imports hold: (while building, afterwards in use).
 
     ``token_bytes_total`` is the length of all tokens together. The exact sizes of the buffers of
-    `Vocabulary`, `Merges` and `SentencePieceModel`, which grow by an eighth at a time, plus 15 %.
+    `Vocabulary`, `Merges` and `SentencePieceModel`, plus 15 %.
     """
     slots = _slot_bytes(n_tokens) + (_slot_bytes(n_merges) if n_merges else 0)
     flat = token_bytes_total + n_tokens * (4 + 1 + 4) + n_merges * (8 + 4)
     kept = slots + flat + n_special * _SPECIAL_BYTES + (_LIBRARY_BYTES if with_library else 0)
     steady = kept + _FIXED_BYTES
-    # While building: the blob once more as it becomes immutable, and arrays as they grow.
+    # While building: a blob whose estimate was too small once more, and arrays as they grow.
     build = kept + token_bytes_total + flat // 4 + _HEAP_BYTES
     if from_json:  # the pieces in the file's order, their ends and ids, and the places of ids
         build += token_bytes_total * 9 // 8 + n_tokens * 4 * 3 + _JSON_BUFFER_BYTES

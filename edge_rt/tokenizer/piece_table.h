@@ -89,6 +89,7 @@ class MergeTable {
   // (rank + 1, joined id) of two ids; (0, -1) when they do not join.
   std::pair<uint32_t, int64_t> lookup(int64_t left, int64_t right) const;
   size_t size() const { return joined_.size(); }
+  const PieceTable& table() const { return table_; }
 
  private:
   size_t slot_of(uint64_t pair) const;
