@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.loaders.source import WeightSource
 from edge_rt.tokenizer.bpe import LETTER_OF_BYTE
 from edge_rt.tokenizer.cost import tokenizer_bytes
 
@@ -36,11 +37,10 @@ print(peak, after, status("VmRSS") - before, status("VmHWM") - before)
 """
 
 
-class Folder:
-    """A source that is a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.folder = str(path)
+def folder_source(path: Path) -> WeightSource:
+    source = WeightSource(str(path), (), 0)
+    source.folder = str(path)
+    return source
 
 
 def measure(path: Path) -> list[int]:
@@ -52,7 +52,7 @@ def check_ceilings(path: Path) -> tuple[int, int]:
     """Measured (highest, steady) are below the ceilings, and more than a fourth of them."""
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
-    source = Folder(path) if path.is_dir() else GGUFFile.open(path, allow_unsupported=True)
+    source = folder_source(path) if path.is_dir() else GGUFFile.open(path, allow_unsupported=True)
     high, low = tokenizer_bytes(source)
     assert tokenizer_bytes(source) == (high, low)
     peak, after, used, highest = measure(path)
