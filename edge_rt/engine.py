@@ -38,8 +38,10 @@ from edge_rt.runtime._runtime import (
     Arena,
     Gate,
     Hold,
+    Kept,
     Runtime,
     Sampler,
+    begin_exit,
     calls_in_progress,
     forget_calls,
     isa_name,
@@ -60,14 +62,17 @@ _DEFAULT_CTX = 4096
 
 _EXIT_SECONDS = 5.0  # for callbacks and drives that do not return
 _ABANDON_SECONDS = 0.1  # for a drive that does not answer while loading is given up
-_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_engines: list[weakref.ref[Engine]] = []  # no WeakSet: its callbacks would swallow a Ctrl-C
 # Their engines are gone, but the drive has not answered: to free them, and the arenas and files
 # that they keep, would wait for it under the GIL.
 _unanswered: list[Runtime] = []
 
 
 def _free_answered() -> None:
-    """Give back what the drive has answered for by now."""
+    """Give back what the drive has answered for by now, and forget engines that are gone."""
+    for dropped in [engine for engine in _engines if engine() is None]:
+        with suppress(ValueError):  # another thread was faster
+            _engines.remove(dropped)
     _unanswered[:] = [runtime for runtime in _unanswered if not runtime.close(0.0)]
 
 
@@ -75,12 +80,13 @@ def _free_answered() -> None:
 def _close_all() -> None:
     """At the interpreter's end, while other threads still run: a daemon thread within a pass would
     be ended there, and the memory freed under the others of its team."""
+    begin_exit()
     deadline = time.monotonic() + _EXIT_SECONDS
-    for engine in list(_engines):
+    for engine in filter(None, [alive() for alive in _engines]):
         # What a signal handler raises here must not keep the others from being closed.
         with suppress(BaseException):
             engine._end(max(0.0, deadline - time.monotonic()))
-        engine._abandon()
+        engine._kept.abandon()
     while calls_in_progress() > 0 and time.monotonic() < deadline:
         time.sleep(0.001)  # a thread that is ended on its way back to Python aborts the process
     _free_answered()
@@ -199,7 +205,7 @@ class Engine:
         self._pid = os.getpid()
         self._gate = Gate()
         self._closed = False
-        self._runtime: Runtime | None = None  # of `_plan`, and loaded, while `_ready`
+        self._kept = Kept(_unanswered)
         self._ready = False
         self._arena: Arena | None = None
         self._progress = progress
@@ -215,7 +221,7 @@ class Engine:
         self._charge_baseline()
         self._template: ChatTemplate | None = None
         self._template_bytes = self._planner.template_bytes  # charged
-        _engines.add(self)
+        _engines.append(weakref.ref(self))
         self._start(self._settings, self._plan)
         self.load_s = time.perf_counter() - started
 
@@ -290,20 +296,14 @@ class Engine:
         self._arena = None
         self._history.clear()  # its KV cache is gone
 
-    def _abandon(self) -> None:
-        """Leave the memory to reads that the drive has not answered."""
-        runtime = getattr(self, "_runtime", None)  # it may have been dropped half built
-        if runtime is not None:
-            _unanswered.append(runtime)
-            self._runtime = runtime = self._arena = None
+    @property
+    def _runtime(self) -> Runtime | None:
+        """Of `_plan`, and loaded, while `_ready`."""
+        return self._kept.runtime
 
-    def __del__(self) -> None:
-        if getattr(self, "_runtime", None) is None:
-            return
-        try:
-            self._end(_ABANDON_SECONDS)
-        finally:
-            self._abandon()
+    @_runtime.setter
+    def _runtime(self, runtime: Runtime | None) -> None:
+        self._kept.runtime = runtime
 
     def __enter__(self) -> Engine:
         return self

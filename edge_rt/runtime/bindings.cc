@@ -51,6 +51,46 @@ class Unlocked {
   std::optional<nb::gil_scoped_release> unlocked_;
 };
 
+// An engine's runtime. Dropped with its engine, it is closed, but nobody waits for a silent drive
+// under the GIL: what is not closed in time is put into `unanswered`. An object of C++, because
+// Python loses what a signal handler raises in a `__del__`.
+class Kept {
+ public:
+  explicit Kept(nb::list unanswered) : unanswered_(std::move(unanswered)) {}
+  ~Kept() {
+    if (runtime.is_none()) return;
+    try {
+      auto& r = nb::cast<Runtime&>(runtime);
+      if (r.close([] { return true; })) return;  // mostly there is nothing to wait for
+      const auto end = std::chrono::steady_clock::now() + kPatience;
+      bool done = false;
+      if (!at_exit) {
+        const Unlocked unlocked;
+        done = r.close([&] { return std::chrono::steady_clock::now() >= end; });
+      }
+      if (!done) abandon();
+    } catch (...) {
+      abandon();
+    }
+  }
+  Kept(const Kept&) = delete;
+  Kept& operator=(const Kept&) = delete;
+
+  void abandon() {
+    if (!runtime.is_none()) unanswered_.append(runtime);
+    runtime = nb::none();
+  }
+
+  nb::object runtime = nb::none();
+  // The interpreter ends: who gives the GIL away may not get it back, and its thread ends right
+  // there.
+  static inline bool at_exit = false;
+
+ private:
+  static constexpr auto kPatience = std::chrono::milliseconds(100);
+  nb::list unanswered_;
+};
+
 void finish_call(bool done) {
   if (!done) throw nb::python_error();
 }
@@ -316,6 +356,10 @@ NB_MODULE(_runtime, m) {
   nb::class_<Hold>(m, "Hold")
       .def("__enter__", [](nb::handle self) { return nb::borrow(self); })
       .def("__exit__", [](Hold& hold, nb::args) { hold.release(); });
+  nb::class_<Kept>(m, "Kept")
+      .def(nb::init<nb::list>(), "unanswered"_a)
+      .def("abandon", &Kept::abandon)
+      .def_rw("runtime", &Kept::runtime, nb::for_setter(nb::arg("runtime").none()));
   nb::class_<Gate>(m, "Gate").def(nb::init<>()).def("enter", &Gate::enter);
   nb::class_<Arena>(m, "Arena")
       .def(nb::init<size_t>(), "bytes"_a)
@@ -341,6 +385,7 @@ NB_MODULE(_runtime, m) {
       "isa"_a);
   m.def("malloc_trim", [] { malloc_trim(0); });
   m.def("calls_in_progress", [] { return calls_in_progress; });
+  m.def("begin_exit", [] { Kept::at_exit = true; });
   m.def("forget_calls", [] { calls_in_progress = 0; });  // of threads that a fork left behind
   m.def("keep_forever", [](nb::handle object) { object.inc_ref(); }, "object"_a);
   m.def("set_leak_warnings", [](bool on) { nb::set_leak_warnings(on); }, "on"_a);
