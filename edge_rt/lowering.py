@@ -73,8 +73,11 @@ class _Builder:
             raise ModelError(
                 f"{embedding.name} is {embedding.shape}: it must have {hyper.hidden} columns"
             )
-        if embedding.shape[0] > _MAX_VOCAB:
-            raise ModelError(f"{embedding.name} has {embedding.shape[0]} rows, more than any model")
+        if not 0 < embedding.shape[0] <= _MAX_VOCAB:
+            raise ModelError(
+                f"{embedding.name} has {embedding.shape[0]} rows: no model has none, or more than "
+                f"{_MAX_VOCAB}"
+            )
         self.program = Program(
             architecture=architecture,
             hyper=hyper,
