@@ -56,35 +56,32 @@ def stories_model() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Several tiles per matrix, a context of 4096 and a chat template."""
+def with_template(path: Path, template: str, **sizes: int) -> Path:
+    """Write a model of random Q8_0 weights, several tiles per matrix, with a chat template."""
     maker = load_script("make_model")
     config = maker.Config(
-        layers=3, hidden=256, ffn=1024, heads=4, kv_heads=2, head_dim=64, vocab=2048, context=4096,
-        format="Q8_0",
-    )  # fmt: skip
+        hidden=256, heads=4, kv_heads=2, head_dim=64, vocab=2048, format="Q8_0", **sizes
+    )
     model = maker.build(config, 3)
-    model.add("tokenizer.chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")
-    path = tmp_path_factory.mktemp("models") / "long.gguf"
+    model.add("tokenizer.chat_template", template)
     model.write(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A context of 4096."""
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    path = tmp_path_factory.mktemp("models") / "long.gguf"
+    return with_template(path, template, layers=3, ffn=1024, context=4096)
 
 
 @pytest.fixture(scope="session")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More weights than a small budget holds, and a chat template."""
-    maker = load_script("make_model")
-    config = maker.Config(
-        layers=2, hidden=256, ffn=4096, heads=4, kv_heads=2, head_dim=64, vocab=2048, context=512,
-        format="Q8_0",
-    )  # fmt: skip
-    model = maker.build(config, 3)
+    """More weights than a small budget holds."""
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    model.add("tokenizer.chat_template", template)
     path = tmp_path_factory.mktemp("models") / "chat.gguf"
-    model.write(path)
-    return path
+    return with_template(path, template, layers=2, ffn=4096, context=512)
 
 
 @pytest.fixture(scope="session")
