@@ -1,12 +1,13 @@
 #include "flash_io/measure.h"
 
+#include <sys/mman.h>
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
-#include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
@@ -26,6 +27,27 @@ double cpu_seconds() {
   };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
+
+// As the arena's: in huge pages where the kernel has them. A drive that takes a list of segments
+// per request is asked with far shorter lists then, and a virtual one was up to twice as fast.
+class Memory {
+ public:
+  explicit Memory(size_t bytes) : bytes_(bytes) {
+    void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw std::bad_alloc();
+    data_ = static_cast<std::byte*>(p);
+    madvise(data_, bytes, MADV_HUGEPAGE);
+    for (size_t i = 0; i < bytes; i += 4096) data_[i] = std::byte{1};  // pages are there now
+  }
+  ~Memory() { munmap(data_, bytes_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  std::byte* data() const { return data_; }
+
+ private:
+  const size_t bytes_;
+  std::byte* data_;
+};
 
 struct Measurement {
   Reader* reader;
@@ -72,16 +94,11 @@ ReadRate measure_reads(const File& file, const std::string& io, size_t request_b
   // As many again are queued, so that no completion finds the queue empty.
   const uint64_t n_buffers = 2 * static_cast<uint64_t>(depth);
   const size_t bytes = n_buffers * request_bytes;
-  const std::unique_ptr<std::byte, void (*)(void*)> memory(
-      static_cast<std::byte*>(std::aligned_alloc(std::max<size_t>(4096, file.alignment()),
-                                                 (bytes + 65535) / 65536 * 65536)),
-      [](void* p) { std::free(p); });
-  if (!memory) throw std::bad_alloc();
-  for (size_t i = 0; i < bytes; i += 4096) memory.get()[i] = std::byte{1};  // pages are there now
+  const Memory memory(bytes);
   std::unique_ptr<Reader> reader;
   if (io == "uring") {
     std::string why;
-    reader = make_uring_reader(file, depth, memory.get(), bytes, &why);
+    reader = make_uring_reader(file, depth, memory.data(), bytes, &why);
     if (!reader) throw IoError(ENOSYS, why);
   } else if (io == "pread") {
     reader = make_pread_reader(file, depth);
@@ -90,7 +107,7 @@ ReadRate measure_reads(const File& file, const std::string& io, size_t request_b
   }
   Measurement m;
   m.reader = reader.get();
-  m.memory = memory.get();
+  m.memory = memory.data();
   m.request_bytes = request_bytes;
   m.n_places = file.size() / request_bytes;
   m.state = seed;

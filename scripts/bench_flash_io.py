@@ -4,7 +4,9 @@
 
 For each request size and depth: `pread` against fio's psync with as many threads, `uring` against
 fio's io_uring with registered buffers and files. A cell is the median over the rounds of the ratio
-of one run of ours to the run of fio's beside it. Needs fio; makes a file of 2 GiB if none is given.
+of one run of ours to the run of fio's beside it; the second table has a second run of fio's in our
+place: what it differs from 1 is the drive's mood. We read into huge pages, as the runtime does, and
+fio into its own memory. Needs fio; makes a file of 2 GiB if none is given.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +39,26 @@ def fio(path: Path, backend: str, size: int, depth: int, seconds: float) -> floa
     jobs = {"pread": f"--numjobs={depth}", "uring": f"--iodepth={depth}"}
     command = [
         "fio", "--name=x", f"--filename={path}", "--readonly", "--direct=1", "--rw=randread",
-        "--norandommap", f"--bs={size}", "--time_based", f"--runtime={round(seconds * 1000)}ms",
+        "--norandommap", "--randrepeat=0", f"--bs={size}", "--time_based", f"--runtime={round(seconds * 1000)}ms",
         "--output-format=json", *FIO[backend], jobs[backend],
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(run.stdout)["jobs"][0]["read"]["bw_bytes"])
 
 
-def ours(file: File, backend: str, size: int, depth: int, seconds: float) -> tuple[float, float]:
+def ours(
+    file: File, backend: str, size: int, depth: int, seconds: float, seed: int
+) -> tuple[float, float]:
     """Bytes per second that we read, and processor seconds per GB."""
-    rate = measure_reads(file, backend, size, depth, seconds)
+    rate = measure_reads(file, backend, size, depth, seconds, seed)
     return rate["bytes"] / rate["seconds"], rate["cpu_seconds"] / (rate["bytes"] / 1e9)
+
+
+def in_turn(turn: int, *runs: Callable[[], Any]) -> list[Any]:
+    """The results in the order of `runs`, which begin with another one every turn."""
+    order = [(turn + i) % len(runs) for i in range(len(runs))]
+    results = {i: runs[i]() for i in order}
+    return [results[i] for i in range(len(runs))]
 
 
 def measure(path: Path, rounds: int, seconds: float) -> list[dict[str, Any]]:
@@ -57,32 +70,38 @@ def measure(path: Path, rounds: int, seconds: float) -> list[dict[str, Any]]:
         print(f"uring is left out: {reason}", file=sys.stderr)
     else:
         backends.append("uring")
-    cells: dict[tuple[str, int, int], list[tuple[float, float, float]]] = {}
+    cells: dict[tuple[str, int, int], list[tuple[float, float, float, float]]] = {}
     for turn in range(rounds):
         for size in SIZES:
             for depth in DEPTHS:
                 for backend in backends:
-                    # The one that comes first takes turns: caches and the drive's mood do, too.
-                    theirs = fio(path, backend, size, depth, seconds) if turn % 2 else 0.0
-                    rate, cpu = ours(file, backend, size, depth, seconds)
-                    theirs = theirs or fio(path, backend, size, depth, seconds)
-                    cells.setdefault((backend, size, depth), []).append((rate, theirs, cpu))
+                    # The order takes turns: caches and the drive's mood do, too.
+                    theirs, (rate, cpu), control = in_turn(
+                        turn,
+                        partial(fio, path, backend, size, depth, seconds),
+                        partial(ours, file, backend, size, depth, seconds, turn + 1),
+                        partial(fio, path, backend, size, depth, seconds),
+                    )
+                    cells.setdefault((backend, size, depth), []).append(
+                        (rate, theirs, control, cpu)
+                    )
         print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     return [
         {
             "backend": backend,
             "request_bytes": size,
             "depth": depth,
-            "bytes_s": statistics.median(r for r, _, _ in runs),
-            "fio_bytes_s": statistics.median(f for _, f, _ in runs),
-            "ratio": statistics.median(r / f for r, f, _ in runs),
-            "cpu_s_per_gb": statistics.median(c for _, _, c in runs),
+            "bytes_s": statistics.median(r for r, _, _, _ in runs),
+            "fio_bytes_s": statistics.median(f for _, f, _, _ in runs),
+            "ratio": statistics.median(r / f for r, f, _, _ in runs),
+            "control_ratio": statistics.median(c / f for _, f, c, _ in runs),
+            "cpu_s_per_gb": statistics.median(c for _, _, _, c in runs),
         }
         for (backend, size, depth), runs in cells.items()
     ]
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]], rate: str, ratio: str) -> str:
     lines = []
     for backend in dict.fromkeys(row["backend"] for row in rows):
         lines.append(f"{backend}: MB/s (ratio to fio), by depth")
@@ -91,9 +110,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             cells = [r for r in rows if r["backend"] == backend and r["request_bytes"] == size]
             lines.append(
                 f"{size // KIB:>5} KiB"
-                + "".join(f"{c['bytes_s'] / 1e6:>8.0f} ({c['ratio']:.2f})" for c in cells)
+                + "".join(f"{c[rate] / 1e6:>8.0f} ({c[ratio]:.2f})" for c in cells)
             )
-        ratios = [row["ratio"] for row in rows if row["backend"] == backend]
+        ratios = [row[ratio] for row in rows if row["backend"] == backend]
         low = sum(r < 0.95 for r in ratios)
         lines.append(
             f"ratio: median {statistics.median(ratios):.2f}, least {min(ratios):.2f}; "
@@ -118,7 +137,9 @@ def main() -> None:
                     file.write(os.urandom(16 * MIB))
                 os.fsync(file.fileno())
         rows = measure(path, options.rounds, options.seconds)
-    print(table(rows))
+    print(table(rows, "bytes_s", "ratio"))
+    print("fio against fio")
+    print(table(rows, "fio_bytes_s", "control_ratio"))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
