@@ -39,8 +39,8 @@ def fio(path: Path, backend: str, size: int, depth: int, seconds: float) -> floa
     jobs = {"pread": f"--numjobs={depth}", "uring": f"--iodepth={depth}"}
     command = [
         "fio", "--name=x", f"--filename={path}", "--readonly", "--direct=1", "--rw=randread",
-        "--norandommap", "--randrepeat=0", f"--bs={size}", "--time_based", f"--runtime={round(seconds * 1000)}ms",
-        "--output-format=json", *FIO[backend], jobs[backend],
+        "--norandommap", "--randrepeat=0", f"--bs={size}", "--time_based", "--output-format=json",
+        f"--runtime={round(seconds * 1000)}ms", *FIO[backend], jobs[backend],
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(run.stdout)["jobs"][0]["read"]["bw_bytes"])
