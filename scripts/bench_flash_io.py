@@ -1,12 +1,14 @@
 """Random direct reads through our readers against fio with the same backend, interleaved.
 
-    python scripts/bench_flash_io.py [--file PATH] [--rounds 5] [--seconds 1] [--json OUT]
+    python scripts/bench_flash_io.py [--file PATH] [--rounds 5] [--seconds 1]
+        [--fio-memory malloc] [--json OUT]
 
 For each request size and depth: `pread` against fio's psync with as many threads, `uring` against
 fio's io_uring with registered buffers and files. A cell is the median over the rounds of the ratio
 of one run of ours to the run of fio's beside it; the second table has a second run of fio's in our
 place: what it differs from 1 is the drive's mood. We read into huge pages, as the runtime does, and
-fio into its own memory. Needs fio; makes a file of 2 GiB if none is given.
+fio into pages of 4 KiB, unless it is told otherwise (--fio-memory shmhuge, which needs
+/proc/sys/vm/nr_hugepages). Needs fio; makes a file of 2 GiB if none is given.
 """
 
 from __future__ import annotations
@@ -34,13 +36,13 @@ FIO = {
 }
 
 
-def fio(path: Path, backend: str, size: int, depth: int, seconds: float) -> float:
+def fio(path: Path, memory: str, backend: str, size: int, depth: int, seconds: float) -> float:
     """Bytes per second that fio reads."""
     jobs = {"pread": f"--numjobs={depth}", "uring": f"--iodepth={depth}"}
     command = [
         "fio", "--name=x", f"--filename={path}", "--readonly", "--direct=1", "--rw=randread",
         "--norandommap", "--randrepeat=0", f"--bs={size}", "--time_based", "--output-format=json",
-        f"--runtime={round(seconds * 1000)}ms", *FIO[backend], jobs[backend],
+        f"--runtime={round(seconds * 1000)}ms", f"--mem={memory}", *FIO[backend], jobs[backend],
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(run.stdout)["jobs"][0]["read"]["bw_bytes"])
@@ -61,7 +63,7 @@ def in_turn(turn: int, *runs: Callable[[], Any]) -> list[Any]:
     return [results[i] for i in range(len(runs))]
 
 
-def measure(path: Path, rounds: int, seconds: float) -> list[dict[str, Any]]:
+def measure(path: Path, rounds: int, seconds: float, memory: str) -> list[dict[str, Any]]:
     file = File([path])
     if not file.direct:
         sys.exit(f"{path} cannot be read past the page cache: fio and we would measure memory")
@@ -78,9 +80,9 @@ def measure(path: Path, rounds: int, seconds: float) -> list[dict[str, Any]]:
                     # The order takes turns: caches and the drive's mood do, too.
                     theirs, (rate, cpu), control = in_turn(
                         turn,
-                        partial(fio, path, backend, size, depth, seconds),
+                        partial(fio, path, memory, backend, size, depth, seconds),
                         partial(ours, file, backend, size, depth, seconds, turn + 1),
-                        partial(fio, path, backend, size, depth, seconds),
+                        partial(fio, path, memory, backend, size, depth, seconds),
                     )
                     cells.setdefault((backend, size, depth), []).append(
                         (rate, theirs, control, cpu)
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--file", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--fio-memory", default="malloc")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -136,7 +139,7 @@ def main() -> None:
                 for _ in range(128):
                     file.write(os.urandom(16 * MIB))
                 os.fsync(file.fileno())
-        rows = measure(path, options.rounds, options.seconds)
+        rows = measure(path, options.rounds, options.seconds, options.fio_memory)
     print(table(rows, "bytes_s", "ratio"))
     print("fio against fio")
     print(table(rows, "fio_bytes_s", "control_ratio"))
