@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +47,18 @@ def demo_model() -> Path:
     if not path.is_file():
         pytest.skip(f"NO DEMO MODEL at {path}: run `edge-rt pull demo` or set EDGE_RT_DEMO_MODEL")
     return path
+
+
+@pytest.fixture(scope="session")
+def own_demo_model(demo_model: Path) -> Iterator[Path]:
+    """A copy of the demo model, on its file system, whose page cache no other process fills."""
+    with tempfile.TemporaryDirectory(dir=demo_model.parent) as folder:
+        path = Path(folder) / demo_model.name
+        shutil.copyfile(demo_model, path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # only clean pages can be dropped
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        yield path
 
 
 @pytest.fixture(scope="session")

@@ -66,10 +66,10 @@ def check_law(result: Any, size: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
-def test_generate_stays_within(cgroup: ModuleType, demo_model: Path, size: int | str) -> None:
-    size = floor_of(demo_model) if size == "floor" else int(size)
+def test_generate_stays_within(cgroup: ModuleType, own_demo_model: Path, size: int | str) -> None:
+    size = floor_of(own_demo_model) if size == "floor" else int(size)
     prompt = ("-p", "Once upon a time", "-n", 24)
-    result = run(cgroup, demo_model, size, "generate", *prompt, cold=True)
+    result = run(cgroup, own_demo_model, size, "generate", *prompt, cold=True)
     check_law(result, size)
     report = json.loads(result.stdout)
     assert report["generated_tokens"] == 24 and report["budget_bytes"] == size // 4096 * 4096
@@ -78,12 +78,12 @@ def test_generate_stays_within(cgroup: ModuleType, demo_model: Path, size: int |
 
 @pytest.mark.slow
 def test_the_same_bits_at_every_size(
-    cgroup: ModuleType, demo_model: Path, tmp_path_factory: pytest.TempPathFactory
+    cgroup: ModuleType, own_demo_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     ids, found = token_ids(tmp_path_factory.getbasetemp()), {}
     for size in SIZES:
-        size = floor_of(demo_model) if size == "floor" else size
-        result = run(cgroup, demo_model, size, "bench", "--tokens", ids)
+        size = floor_of(own_demo_model) if size == "floor" else size
+        result = run(cgroup, own_demo_model, size, "bench", "--tokens", ids)
         check_law(result, size)
         (row,) = json.loads(result.stdout)["rows"]
         assert row["held_bytes"] <= size == row["ram_bytes"]
@@ -92,38 +92,40 @@ def test_the_same_bits_at_every_size(
 
 
 @pytest.mark.slow
-def test_a_long_prompt_at_the_floor(cgroup: ModuleType, demo_model: Path, tmp_path: Path) -> None:
+def test_a_long_prompt_at_the_floor(
+    cgroup: ModuleType, own_demo_model: Path, tmp_path: Path
+) -> None:
     """Prefill, the tokenizer's word cache and a full KV cache: the worst that a request can do."""
-    size = floor_of(demo_model)
+    size = floor_of(own_demo_model)
     prompt = tmp_path / "prompt.txt"
     prompt.write_text(" ".join(f"word{i * 7919 % 10007}" for i in range(90)))
-    result = run(cgroup, demo_model, size, "generate", "-f", prompt, "-n", 4)
+    result = run(cgroup, own_demo_model, size, "generate", "-f", prompt, "-n", 4)
     check_law(result, size)
     assert json.loads(result.stdout)["prompt_tokens"] > 350
 
 
 @pytest.mark.slow
-def test_chat_at_the_floor(cgroup: ModuleType, demo_model: Path) -> None:
-    size = floor_of(demo_model)
-    result = chat(cgroup, demo_model, size, "Hello!\n/stats\nAnd now?\n")
+def test_chat_at_the_floor(cgroup: ModuleType, own_demo_model: Path) -> None:
+    size = floor_of(own_demo_model)
+    result = chat(cgroup, own_demo_model, size, "Hello!\n/stats\nAnd now?\n")
     check_law(result, size)
     assert "held" in result.stdout
 
 
 @pytest.mark.slow
 def test_conversation_files_at_the_floor(
-    cgroup: ModuleType, demo_model: Path, tmp_path: Path
+    cgroup: ModuleType, own_demo_model: Path, tmp_path: Path
 ) -> None:
     """The dearest file that is loaded, then one that is refused by its size."""
-    size, limit = floor_of(demo_model), conversation.limit_bytes(CTX)
+    size, limit = floor_of(own_demo_model), conversation.limit_bytes(CTX)
     messages = ['{"role":"user","content":"' + r"\ud83d\ude00" + "a" * (limit - 80) + '"}']
     (tmp_path / "talk.json").write_text(f'{{"messages":[{",".join(messages)}]}}')
     (tmp_path / "large.json").write_text(" " * 100_000_000)
     lines = f"Hello!\n/load {tmp_path}/talk.json\n/save {tmp_path}/new.json\n/reset\nAnd now?\n"
-    result = chat(cgroup, demo_model, size, lines)
+    result = chat(cgroup, own_demo_model, size, lines)
     check_law(result, size)
     assert "1 messages loaded\n1 messages saved" in result.stdout
-    result = chat(cgroup, demo_model, size, f"/load {tmp_path}/large.json\n")
+    result = chat(cgroup, own_demo_model, size, f"/load {tmp_path}/large.json\n")
     assert result.rc == 2 and "it has 100000000 bytes" in result.stderr
     assert result.held_bytes <= size
 
@@ -143,12 +145,12 @@ def test_chat_with_the_dearest_template_at_the_floor(cgroup: ModuleType, tmp_pat
 
 
 @pytest.mark.slow
-def test_below_the_floor_is_refused(cgroup: ModuleType, demo_model: Path) -> None:
-    floor = floor_of(demo_model)
-    result = run(cgroup, demo_model, floor - MIB, "generate", "-p", "a", "-n", 1)
+def test_below_the_floor_is_refused(cgroup: ModuleType, own_demo_model: Path) -> None:
+    floor = floor_of(own_demo_model)
+    result = run(cgroup, own_demo_model, floor - MIB, "generate", "-p", "a", "-n", 1)
     assert result.rc == 3 and result.stdout == ""
     assert f"--ram {floor // MIB}MiB ({floor} bytes)" in result.stderr
-    result = run(cgroup, demo_model, floor - MIB, "plan")
+    result = run(cgroup, own_demo_model, floor - MIB, "plan")
     assert result.rc == 3 and json.loads(result.stdout)["floor_bytes"] == floor
 
 
@@ -345,10 +347,10 @@ print(status("VmHWM") - before)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [96 * MIB, 400 * MIB])
-def test_kernel_ceiling(cgroup: ModuleType, demo_model: Path, size: int) -> None:
-    result = run(cgroup, demo_model, size, "generate", "-p", "a", "-n", 2)
+def test_kernel_ceiling(cgroup: ModuleType, own_demo_model: Path, size: int) -> None:
+    result = run(cgroup, own_demo_model, size, "generate", "-p", "a", "-n", 2)
     check_law(result, size)
-    planner = open_planner(demo_model)[1]
+    planner = open_planner(own_demo_model)[1]
     plan = planner.plan(make_settings(planner, size, CTX, THREADS))
     stacks = 20480 * (THREADS + N_IO_THREADS)  # charged to the io role with their threads
     assert 0 < result.kernel_peak_bytes <= budget.kernel_bytes(plan.arena_bytes) + stacks

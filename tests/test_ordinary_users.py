@@ -406,19 +406,19 @@ def test_conversations_that_cannot_be_saved(stranger: Stranger, chat_model: Path
     ids=lambda conditions: " ".join(conditions),
 )  # fmt: skip
 def test_the_law_holds_for_everybody(
-    as_user: ModuleType, cgroup: ModuleType, place: Path, demo_model: Path,
+    as_user: ModuleType, cgroup: ModuleType, place: Path, own_demo_model: Path,
     conditions: dict[str, Any],
 ) -> None:  # fmt: skip
     """The floor, in a cgroup of exactly that: the process joins as root, then becomes nobody."""
-    size = floor_of(demo_model)
-    argv = [*EDGE_RT, "chat", demo_model, "--ram", size, "--ctx", 512, "--threads", 2]
+    size = floor_of(own_demo_model)
+    argv = [*EDGE_RT, "chat", own_demo_model, "--ram", size, "--ctx", 512, "--threads", 2]
     argv += ["-n", 16, "--seed", 1]
-    argv = as_user.command([*map(str, argv)], reach=[demo_model, place], **conditions)
+    argv = as_user.command([*map(str, argv)], reach=[own_demo_model, place], **conditions)
     env = {"PATH": os.environ["PATH"]}
     questions = "Hello!\nAnd now?\n"
-    result = cgroup.run(argv, size, model=demo_model, stdin=questions, env=env, cwd=place)
+    result = cgroup.run(argv, size, model=own_demo_model, stdin=questions, env=env, cwd=place)
     assert result.rc == 0 and not result.oom_killed, result.stderr
     assert result.held_bytes <= size, result.processes
     assert result.model_cache_peak_bytes <= MIB
-    args = ("chat", demo_model, "--ram", "160MiB", "--ctx", 512, "-n", 16, "--seed", 1)
+    args = ("chat", own_demo_model, "--ram", "160MiB", "--ctx", 512, "-n", 16, "--seed", 1)
     assert result.stdout == as_root(*args, stdin=questions)
