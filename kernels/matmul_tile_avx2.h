@@ -139,6 +139,12 @@ struct Columns {
   void next() { codes += kBlockColumns, scales += 1, sums += 2; }
 };
 
+// The compiler would add products in another order, as a tree, for which it lacks registers.
+EDGE_RT_INLINE __m256i in_order(__m256i sum) {
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+
 #ifdef EDGE_RT_VNNI
 // total[r][t] = S, exact.
 template <typename F, int R, int T, typename Code>
@@ -200,7 +206,7 @@ EDGE_RT_INLINE void integer_sums(const Code& code, const Factors* f, const Colum
           const __m256i product = F::kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(q[r]),
                                                                     _mm256_sign_epi8(c, q[r]))
                                              : _mm256_maddubs_epi16(q[r], c);
-          p[r][t] = i == run ? product : _mm256_add_epi16(p[r][t], product);
+          p[r][t] = i == run ? product : in_order(_mm256_add_epi16(p[r][t], product));
         }
       }
     }
@@ -212,7 +218,7 @@ EDGE_RT_INLINE void integer_sums(const Code& code, const Factors* f, const Colum
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
         const __m256i sum = _mm256_madd_epi16(p[r][t], k);
-        s[r][t] = run == 0 ? sum : _mm256_add_epi32(s[r][t], sum);
+        s[r][t] = run == 0 ? sum : in_order(_mm256_add_epi32(s[r][t], sum));
       }
     }
   }

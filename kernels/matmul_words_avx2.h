@@ -88,6 +88,8 @@ EDGE_RT_INLINE void one_block(const uint8_t* block, Columns* x, __m256 (*y)[1]) 
   if constexpr (F::kScales != 0) F::multipliers(block, words, k);
 #pragma GCC unroll 8
   for (int s = 0; s < Tile<F>::kSubBlocks; ++s) {
+    // Sub-blocks share bytes: better loaded again than kept in registers that there are not.
+    __asm__("" : "+r"(words));
     const Factors f = factors_of<F>(k[s]);
     sub_block<F, 1, 1>([=](int, int i) __attribute__((always_inline)) {
       return tile_code<F>(words, s, i);
@@ -141,6 +143,7 @@ struct Unpack : F {
 #pragma GCC unroll 8
       for (int s = 0; s < Tile<F>::kSubBlocks; ++s) {
         __m256i* sub = Unpacked::sub_block(v, s);
+        __asm__("" : "+r"(words));
 #pragma GCC unroll 8
         for (int i = 0; i < kVectors; ++i) sub[i] = tile_code<F>(words, s, i);
         if constexpr (F::kScales != 0) Unpacked::put_factors(sub, factors_of<F>(k[s]));
