@@ -23,8 +23,8 @@ MatmulKernel matmul_words_avx512vnni(int format);
 // The rest is as fast with AVX2.
 const Kernels* kernels_avx512vnni() {
   static const Kernels* avx2 = kernels_avx2();
-  if (avx2 == nullptr || !__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512vl") ||
-      !__builtin_cpu_supports("avx512vnni"))
+  if (avx2 == nullptr || !__builtin_cpu_supports("avx512f") ||
+      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512vnni"))
     return nullptr;
   static const Kernels table = [] {
     Kernels copy = *avx2;

@@ -54,8 +54,8 @@ constexpr int kBlockColumns = 32;  // columns of a sub-block: one scale of the a
 
 // The interleaved layout of resident weights. Eight rows that follow each other take the same bytes
 // as in the file, block by block: first the n small fields of `bytes` bytes that a block has at
-// byte `at`, then the rest of it as 32-bit words, each field of row 0, of row 1, ... of row 7. So 32
-// bytes are the same four codes' bytes of eight rows, a lane each. Rows past a multiple of eight
+// byte `at`, then the rest of it as 32-bit words, each field of row 0, of row 1, ... of row 7. So
+// 32 bytes are the same four codes' bytes of eight rows, a lane each. Rows past a multiple of eight
 // keep the file's layout, and so do formats without kSmall.
 struct SmallFields {
   int at, bytes, n;

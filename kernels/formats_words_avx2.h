@@ -122,8 +122,8 @@ struct FormatQ3_K : WordFormat<BlockQ3_K> {
   static void multipliers(const uint8_t*, const uint8_t* words, __m256i* k) {
     for (int i = 0; i < 4; ++i) {  // scales 4i..4i+3
       const __m256i low = nibble(word(words, 24 + i % 2), i / 2);
-      const __m256i four = _mm256_sub_epi8(
-          _mm256_or_si256(low, bits(word(words, 26), 2 * i, 2, 4)), set1_code(32));
+      const __m256i four =
+          _mm256_sub_epi8(_mm256_or_si256(low, bits(word(words, 26), 2 * i, 2, 4)), set1_code(32));
       k[2 * i] = pick_bytes(four, 0, 1, -128, -128);
       k[2 * i + 1] = pick_bytes(four, 2, 3, -128, -128);
     }

@@ -42,7 +42,7 @@ struct Rows {
   int n_cols;  // a multiple of the format's kColumns
   // Every eight rows from the first one on are interleaved (formats.h), the n_rows % 8 last ones
   // are not. Else all are as in the file.
-  bool interleaved;
+  bool interleaved = false;
 };
 
 // y (tokens, rows): element (t, r) at y[t * stride + r].
@@ -90,7 +90,7 @@ struct Kernels {
   void (*attention_f32)(const struct AttentionArgs* args);
   void (*to_half)(const float* x, uint16_t* y, int n);  // rounded to nearest even
   // Null as a whole or for a format: its matmul takes rows as in the file only.
-  InterleaveKernel (*interleave)(int format);
+  InterleaveKernel (*interleave)(int format) = nullptr;
 };
 
 // What a thread needs besides: what a matmul of several tokens unpacks at a time, with the tokens'
@@ -109,7 +109,8 @@ bool is_block_format(int format);          // its matmul reads Activations' code
 const struct Kernels* kernels_ref();
 const struct Kernels* kernels_avx2();  // null where the build or the CPU has none
 const struct Kernels* kernels_avx512vnni();
-// `name`: "ref", "avx2", "avx512vnni", or "auto" for the fastest this CPU runs. Null: not available.
+// `name`: "ref", "avx2", "avx512vnni", or "auto" for the fastest this CPU runs. Null: not
+// available.
 const struct Kernels* kernels_named(const char* name);
 
 }  // namespace edge_rt

@@ -159,8 +159,7 @@ class Bench {
     test::Random random(format);
     test::fill_weights(random, format, plain_.data, kSome, options_.cols);
     for (int row = kSome; row < n_rows_; row += kSome)
-      std::memcpy(plain_.data + row * bytes_, plain_.data,
-                  std::min(kSome, n_rows_ - row) * bytes_);
+      std::memcpy(plain_.data + row * bytes_, plain_.data, std::min(kSome, n_rows_ - row) * bytes_);
     std::memcpy(interleaved_.data, plain_.data, n_rows_ * bytes_);
     const InterleaveKernel interleave =
         kernels_->interleave != nullptr ? kernels_->interleave(format) : nullptr;
@@ -191,7 +190,7 @@ class Bench {
 
   void matmul(int format, bool interleaved, int n_tokens, int n_threads) {
     const uint8_t* data = interleaved ? interleaved_.data : plain_.data;
-    const int chunk = std::max<int>(8, static_cast<int>(kChunkBytes / bytes_ / 8 * 8));
+    const int chunk = std::max<int>(16, static_cast<int>(kChunkBytes / bytes_ / 16 * 16));
     // Many tokens take long: fewer rows do.
     const int rows = n_tokens == 1 ? n_rows_ : std::max(chunk, n_rows_ / n_tokens / 8 * 8);
     y_.resize(static_cast<size_t>(n_tokens) * rows);
@@ -199,14 +198,15 @@ class Bench {
                            static_cast<size_t>(options_.cols)};
     const MatmulKernel kernel = kernels_->matmul(format);
     const int n_chunks = (rows + chunk - 1) / chunk;
-    const double seconds = timed(n_threads, n_chunks, options_.processor_time, [&](int c, int thread) {
+    const auto work_on = [&](int c, int thread) {
       const int first = c * chunk, n = std::min(chunk, rows - first);
       const Rows w = {data + first * bytes_, bytes_, n, options_.cols, interleaved};
       const Output out = {y_.data() + first, static_cast<size_t>(rows), false};
       kernel(&w, &x, n_tokens, &out, scratch_[thread].get());
-    });
-    const double work = n_tokens == 1 ? static_cast<double>(rows * bytes_)
-                                      : 2.0 * rows * options_.cols * n_tokens;
+    };
+    const double seconds = timed(n_threads, n_chunks, options_.processor_time, work_on);
+    const double work =
+        n_tokens == 1 ? static_cast<double>(rows * bytes_) : 2.0 * rows * options_.cols * n_tokens;
     std::printf(
         "{\"kind\":\"%s\",\"format\":%d,\"isa\":\"%s\",\"layout\":\"%s\",\"tokens\":%d,"
         "\"threads\":%d,\"rate\":%.3f}\n",

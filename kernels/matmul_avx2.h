@@ -1,5 +1,5 @@
-// Pieces of the AVX2 matmuls over block formats, for the files matmul_*. Only C headers and internal
-// linkage here: see CONTRIBUTING.md, "add a kernel ISA".
+// Pieces of the AVX2 matmuls over block formats, for the files matmul_*. Only C headers and
+// internal linkage here: see CONTRIBUTING.md, "add a kernel ISA".
 #pragma once
 
 #include <immintrin.h>

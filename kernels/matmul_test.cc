@@ -114,10 +114,10 @@ void test_interleaved() {
   for (int round = 0; round < 40; ++round) {
     for (int format : kAllFormats) {
       const int columns = layout_of(format).columns;
-      const int blocks = static_cast<int>(
-          round % 4 ? random.between(1, 3) : random.between(1, 1400 / columns + 2));
+      const int blocks = static_cast<int>(round % 4 ? random.between(1, 3)
+                                                    : random.between(1, 1400 / columns + 2));
       const int rows = static_cast<int>(random.between(1, 41));
-      const int tokens = static_cast<int>(round == 7 ? random.between(257, 300)
+      const int tokens = static_cast<int>(round == 7  ? random.between(257, 300)
                                           : round % 5 ? random.between(1, 9)
                                                       : random.between(10, 40));
       const MatmulProblem p(random, format, rows, columns * blocks, tokens);
@@ -143,8 +143,8 @@ void test_interleaved() {
             q.run(kernels, split, r, n, t, m);
           }
         }
-        CHECK_CASE(split == truth, "%s format %d rows %d blocks %d tokens %d, split",
-                   kernels->name, format, rows, blocks, tokens);
+        CHECK_CASE(split == truth, "%s format %d rows %d blocks %d tokens %d, split", kernels->name,
+                   format, rows, blocks, tokens);
       }
     }
   }

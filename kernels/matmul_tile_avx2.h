@@ -203,18 +203,18 @@ EDGE_RT_INLINE void integer_sums(const Code& code, const Factors* f, const Colum
       for (int t = 0; t < T; ++t) {
         const __m256i c = broadcast4(x.codes + t * x.stride + 4 * i);
         for (int r = 0; r < R; ++r) {
-          const __m256i product = F::kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(q[r]),
-                                                                    _mm256_sign_epi8(c, q[r]))
-                                             : _mm256_maddubs_epi16(q[r], c);
+          const __m256i product =
+              F::kSigned ? _mm256_maddubs_epi16(_mm256_abs_epi8(q[r]), _mm256_sign_epi8(c, q[r]))
+                         : _mm256_maddubs_epi16(q[r], c);
           p[r][t] = i == run ? product : in_order(_mm256_add_epi16(p[r][t], product));
         }
       }
     }
     for (int r = 0; r < R; ++r) {
-      const __m256i k = F::kScales == 0          ? _mm256_set1_epi16(1)
-                        : F::kScales == 1        ? f[r].k0
-                        : run < kVectors / 2     ? f[r].k0
-                                                 : f[r].k1;
+      const __m256i k = F::kScales == 0      ? _mm256_set1_epi16(1)
+                        : F::kScales == 1    ? f[r].k0
+                        : run < kVectors / 2 ? f[r].k0
+                                             : f[r].k1;
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t) {
         const __m256i sum = _mm256_madd_epi16(p[r][t], k);
@@ -314,8 +314,7 @@ template <typename F, int R>
 void span_rows(const __m256i* v, int n_blocks, const Activations* x, int slab, int n_tokens,
                int column, const SpanOutput& to) {
   int t = 0;
-  for (; t + 4 <= n_tokens; t += 4)
-    span_tokens<F, R, 4>(v, n_blocks, x, slab + t, t, column, to);
+  for (; t + 4 <= n_tokens; t += 4) span_tokens<F, R, 4>(v, n_blocks, x, slab + t, t, column, to);
   if (n_tokens - t >= 2) {
     span_tokens<F, R, 2>(v, n_blocks, x, slab + t, t, column, to);
     t += 2;

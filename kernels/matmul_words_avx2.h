@@ -26,7 +26,7 @@ EDGE_RT_INLINE void interleave_block(const RowGroup* g, size_t at, uint8_t* out)
     }
   }
   static_assert(kWords >= 4, "four words at a time, the last four perhaps again");
-#pragma GCC unroll 2
+#pragma GCC unroll 16
   for (int i = 0; i < kWords; i += 4) {
     const int word = i + 4 <= kWords ? i : kWords - 4;
     __m256i quad[4];
@@ -80,26 +80,34 @@ EDGE_RT_INLINE __m256i tile_code(const uint8_t* words, int s, int i) {
   return F::kSigned && kVnni ? _mm256_xor_si256(code, set1_code(128)) : code;
 }
 
+// y after one block. Meanwhile as many bytes from `ahead` on are fetched, evenly: a burst would
+// have to wait for the few fetches that can be under way.
 template <typename F>
-EDGE_RT_INLINE void one_block(const uint8_t* block, Columns* x, __m256 (*y)[1]) {
+EDGE_RT_INLINE void one_block(const uint8_t* block, const uint8_t* ahead, Columns* x,
+                              __m256 (*y)[1]) {
+  constexpr int kLines = kGroup * sizeof(typename F::Block) / 64 + 1;
   const uint8_t* words = block + F::kSmallBytes;
   const Scale scale = F::scale(block);
   __m256i k[Tile<F>::kSubBlocks] = {};
   if constexpr (F::kScales != 0) F::multipliers(block, words, k);
 #pragma GCC unroll 8
   for (int s = 0; s < Tile<F>::kSubBlocks; ++s) {
+    for (int line = s * kLines / Tile<F>::kSubBlocks; line < (s + 1) * kLines / Tile<F>::kSubBlocks;
+         ++line)
+      _mm_prefetch((const char*)(ahead + 64 * line), _MM_HINT_T1);
     // Sub-blocks share bytes: better loaded again than kept in registers that there are not.
     __asm__("" : "+r"(words));
     const Factors f = factors_of<F>(k[s]);
-    sub_block<F, 1, 1>([=](int, int i) __attribute__((always_inline)) {
-      return tile_code<F>(words, s, i);
-    }, &f, &scale, *x, y);
+    sub_block<F, 1, 1>([=](int, int i)
+                           __attribute__((always_inline)) { return tile_code<F>(words, s, i); },
+                       &f, &scale, *x, y);
     x->next();
   }
 }
 
-// How far ahead of their use interleaved weights are fetched: the hardware stops at a page's end.
-constexpr int kAhead = 2048;
+// How far ahead of their use interleaved weights are fetched: more than the memory's latency, into
+// the second-level cache, since the first would lose the activations.
+constexpr int kAhead = 8192;
 
 template <typename F>
 void one_token(const Rows* w, const Activations* x, const Output* out) {
@@ -109,22 +117,11 @@ void one_token(const Rows* w, const Activations* x, const Output* out) {
     Words<typename F::Block> rows(w, first);
     Columns columns(x, 0, 0);
     __m256 y[1][1] = {{_mm256_setzero_ps()}};
-    if (rows.interleaved) {
-      const uint8_t* p = rows.g.row[0];
-      for (int b = 0; b < n_blocks; ++b, p += kBytes) {
-        for (int line = 0; line < kBytes; line += 64)
-          _mm_prefetch((const char*)(p + kAhead + line), _MM_HINT_T0);
-        one_block<F>(p, &columns, y);
-      }
-    } else {
-      // Eight short streams confuse the hardware prefetcher: fetch the next eight rows.
-      const uint8_t* ahead = w->data + (size_t)(first + kGroup) * w->row_bytes;
-      for (int b = 0; b < n_blocks; ++b, ahead += kBytes) {
-        for (int line = 0; line < kBytes; line += 64)
-          _mm_prefetch((const char*)(ahead + line), _MM_HINT_T0);
-        one_block<F>(rows.block(b), &columns, y);
-      }
-    }
+    // Eight short streams confuse the hardware prefetcher: there it is the next eight rows.
+    const uint8_t* ahead = rows.interleaved ? rows.g.row[0] + kAhead
+                                            : w->data + (size_t)(first + kGroup) * w->row_bytes;
+    for (int b = 0; b < n_blocks; ++b, ahead += kBytes)
+      one_block<F>(rows.block(b), ahead, &columns, y);
     store(out, 0, first, rows.g.count, y[0][0]);
   }
 }

@@ -67,7 +67,8 @@ constexpr size_t offset_of_min() {
 template <typename Block>
 constexpr BlockLayout layout_of() {
   BlockLayout layout = {
-      Block::kColumns, sizeof(Block), offset_of_scale<Block>(), offset_of_min<Block>(), 0, 0, {0, 0, 0}};
+      Block::kColumns, sizeof(Block), offset_of_scale<Block>(), offset_of_min<Block>(), 0, 0,
+      {0, 0, 0}};
   if constexpr (requires { Block::kSmall; }) layout.small = Block::kSmall;
   if constexpr (requires(Block b) { b.scales; }) {
     layout.scales = offsetof(Block, scales);
