@@ -3,6 +3,7 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <cstring>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -38,9 +39,28 @@ void quantize(const std::string& isa, Array<const float, 2> x, Array<int8_t, 2> 
                          scales.data() + t * blocks, sums.data() + 2 * t * blocks);
 }
 
+std::vector<uint8_t> interleaved_rows(const std::string& isa, int format, nb::bytes weights,
+                                      size_t bytes, int n_cols) {
+  const Kernels* kernels = table(isa);
+  const InterleaveKernel interleave =
+      kernels->interleave != nullptr ? kernels->interleave(format) : nullptr;
+  require(interleave != nullptr, "this format stays as it is in the file");
+  std::vector<uint8_t> rows(weights.size()), scratch(matmul_scratch_bytes(n_cols));
+  std::memcpy(rows.data(), weights.c_str(), rows.size());
+  interleave(rows.data(), bytes, static_cast<int>(rows.size() / bytes), scratch.data());
+  return rows;
+}
+
+nb::bytes interleave(const std::string& isa, int format, nb::bytes weights, int n_cols) {
+  const size_t bytes = row_bytes(format, n_cols);
+  require(bytes != 0 && weights.size() % bytes == 0, "shapes disagree");
+  const auto rows = interleaved_rows(isa, format, weights, bytes, n_cols);
+  return nb::bytes(rows.data(), rows.size());
+}
+
 // y (tokens, rows) = x (tokens, cols) · weights^T; `weights` are rows in the format's file layout
 void matmul(const std::string& isa, int format, nb::bytes weights, Array<const float, 2> x,
-            Array<float, 2> y, bool accumulate) {
+            Array<float, 2> y, bool accumulate, bool interleaved) {
   const int n_rows = static_cast<int>(y.shape(1)), n_cols = static_cast<int>(x.shape(1));
   const int n_tokens = static_cast<int>(x.shape(0));
   const size_t bytes = row_bytes(format, n_cols);
@@ -55,7 +75,10 @@ void matmul(const std::string& isa, int format, nb::bytes weights, Array<const f
                            scales.data() + t * (n_cols / kBlockColumns),
                            sums.data() + 2 * t * (n_cols / kBlockColumns));
   std::vector<uint8_t> scratch(matmul_scratch_bytes(n_cols));
-  const Rows rows = {reinterpret_cast<const uint8_t*>(weights.c_str()), bytes, n_rows, n_cols};
+  std::vector<uint8_t> copy;
+  if (interleaved) copy = interleaved_rows(isa, format, weights, bytes, n_cols);
+  const auto* data = reinterpret_cast<const uint8_t*>(weights.c_str());
+  const Rows rows = {interleaved ? copy.data() : data, bytes, n_rows, n_cols, interleaved};
   const Activations a = {x.data(), codes.data(), scales.data(), sums.data(),
                          static_cast<size_t>(n_cols)};
   const Output out = {y.data(), static_cast<size_t>(n_rows), accumulate};
@@ -104,12 +127,21 @@ void attention(const std::string& isa, Array<const float, 1> q, Array<const Kv, 
 }  // namespace
 
 NB_MODULE(_kernels, m) {
-  m.doc() = "Kernels by ISA name ('ref', 'avx2', 'auto').";
+  m.doc() = "Kernels by ISA name ('ref', 'avx2', 'avx512vnni', 'auto').";
   m.def(
       "available", [](const std::string& isa) { return kernels_named(isa.c_str()) != nullptr; },
       "isa"_a);
   m.def("quantize", &quantize, "isa"_a, "x"_a, "codes"_a, "scales"_a, "sums"_a);
-  m.def("matmul", &matmul, "isa"_a, "format"_a, "weights"_a, "x"_a, "y"_a, "accumulate"_a = false);
+  m.def("matmul", &matmul, "isa"_a, "format"_a, "weights"_a, "x"_a, "y"_a, "accumulate"_a = false,
+        "interleaved"_a = false);
+  m.def(
+      "can_interleave",
+      [](const std::string& isa, int format) {
+        const Kernels* kernels = table(isa);
+        return kernels->interleave != nullptr && kernels->interleave(format) != nullptr;
+      },
+      "isa"_a, "format"_a);
+  m.def("interleave", &interleave, "isa"_a, "format"_a, "weights"_a, "n_cols"_a);
   m.def("rms_norm", &rms_norm, "isa"_a, "x"_a, "weight"_a, "eps"_a, "y"_a);
   m.def("silu_gate", &silu_gate, "isa"_a, "gate"_a, "up"_a);
   m.def("gelu_gate", &gelu_gate, "isa"_a, "gate"_a, "up"_a);

@@ -17,16 +17,39 @@ const Kernels* kernels_avx2() {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (c & bit_F16C) != 0;
   return runs ? kernel_table_avx2() : nullptr;
 }
+
+MatmulKernel matmul_words_avx512vnni(int format);
+
+// The rest is as fast with AVX2.
+const Kernels* kernels_avx512vnni() {
+  static const Kernels* avx2 = kernels_avx2();
+  if (avx2 == nullptr || !__builtin_cpu_supports("avx512f") ||
+      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512vnni"))
+    return nullptr;
+  static const Kernels table = [] {
+    Kernels copy = *avx2;
+    copy.name = "avx512vnni";
+    copy.matmul = [](int format) {
+      const MatmulKernel found = matmul_words_avx512vnni(format);
+      return found != nullptr ? found : avx2->matmul(format);
+    };
+    return copy;
+  }();
+  return &table;
+}
 #else
 const Kernels* kernels_avx2() { return nullptr; }
+const Kernels* kernels_avx512vnni() { return nullptr; }
 #endif
 
 const Kernels* kernels_named(const char* name) {
   if (strcmp(name, "ref") == 0) return kernels_ref();
   if (strcmp(name, "avx2") == 0) return kernels_avx2();
+  if (strcmp(name, "avx512vnni") == 0) return kernels_avx512vnni();
   if (strcmp(name, "auto") != 0) return nullptr;
-  const Kernels* fastest = kernels_avx2();
-  return fastest ? fastest : kernels_ref();
+  if (const Kernels* vnni = kernels_avx512vnni()) return vnni;
+  const Kernels* avx2 = kernels_avx2();
+  return avx2 ? avx2 : kernels_ref();
 }
 
 namespace {

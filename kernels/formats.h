@@ -52,25 +52,47 @@ enum Format : int {
 
 constexpr int kBlockColumns = 32;  // columns of a sub-block: one scale of the activations
 
+// The interleaved layout of resident weights. Eight rows that follow each other take the same bytes
+// as in the file, block by block: first the n small fields of `bytes` bytes that a block has at
+// byte `at`, then the rest of it as 32-bit words, each field of row 0, of row 1, ... of row 7. So
+// 32 bytes are the same four codes' bytes of eight rows, a lane each. Rows past a multiple of eight
+// keep the file's layout, and so do formats without kSmall.
+struct SmallFields {
+  int at, bytes, n;
+};
+constexpr int kInterleavedRows = 8;
+
+// Offsets in one block of the file's, and how many words it has.
+template <typename Block>
+struct Interleaving {
+  static constexpr int kSmallBytes = Block::kSmall.bytes * Block::kSmall.n;
+  static constexpr int kFirstWord = Block::kSmall.at == 0 ? kSmallBytes : 0;
+  static constexpr int kWords = (static_cast<int>(sizeof(Block)) - kSmallBytes) / 4;
+};
+
 struct BlockQ4_0 {  // c = nibble - 8
   static constexpr int kColumns = 32, kHasMin = 0;
+  static constexpr SmallFields kSmall = {0, 2, 1};
   uint16_t d;
   uint8_t codes[16];
 };
 struct BlockQ4_1 {  // c = nibble
   static constexpr int kColumns = 32, kHasMin = 1;
+  static constexpr SmallFields kSmall = {0, 2, 2};
   uint16_t d;
   uint16_t m;
   uint8_t codes[16];
 };
 struct BlockQ5_0 {  // c = (nibble + 16 * bit j of high) - 16
   static constexpr int kColumns = 32, kHasMin = 0;
+  static constexpr SmallFields kSmall = {0, 2, 1};
   uint16_t d;
   uint8_t high[4];
   uint8_t codes[16];
 };
 struct BlockQ5_1 {  // c = nibble + 16 * bit j of high
   static constexpr int kColumns = 32, kHasMin = 1;
+  static constexpr SmallFields kSmall = {0, 2, 2};
   uint16_t d;
   uint16_t m;
   uint8_t high[4];
@@ -78,22 +100,26 @@ struct BlockQ5_1 {  // c = nibble + 16 * bit j of high
 };
 struct BlockQ8_0 {
   static constexpr int kColumns = 32, kHasMin = 0;
+  static constexpr SmallFields kSmall = {0, 2, 1};
   uint16_t d;
   int8_t codes[32];
 };
 struct BlockIQ4_NL {  // c = kCodebookIQ4[nibble]
   static constexpr int kColumns = 32, kHasMin = 0;
+  static constexpr SmallFields kSmall = {0, 2, 1};
   uint16_t d;
   uint8_t codes[16];
 };
 struct BlockMXFP4 {  // c = kCodebookFP4[nibble] = 2 * e2m1, d = 2^(exponent - 128)
   static constexpr int kColumns = 32, kHasMin = 0;
+  static constexpr SmallFields kSmall = {0, 1, 1};
   uint8_t exponent;
   uint8_t codes[16];
 };
 
 struct BlockQ2_K {  // c = 2 bits s % 4 of byte 32 * (s / 4) + j
   static constexpr int kColumns = 256, kHasMin = 1;
+  static constexpr SmallFields kSmall = {80, 2, 2};
   uint8_t scales[16];  // per 16 columns: k in the low nibble, n in the high one
   uint8_t codes[64];
   uint16_t d;
@@ -101,6 +127,7 @@ struct BlockQ2_K {  // c = 2 bits s % 4 of byte 32 * (s / 4) + j
 };
 struct BlockQ3_K {  // c as in Q2_K, less 4 where bit s of high[j] is 0
   static constexpr int kColumns = 256, kHasMin = 0;
+  static constexpr SmallFields kSmall = {108, 2, 1};
   uint8_t high[32];
   uint8_t codes[64];
   // k = 6 bits - 32, per 16 columns i: low four bits in nibble i / 8 of byte i % 8, high two in
@@ -110,6 +137,7 @@ struct BlockQ3_K {  // c as in Q2_K, less 4 where bit s of high[j] is 0
 };
 struct BlockQ4_K {  // c = nibble s % 2 of byte 32 * (s / 2) + j
   static constexpr int kColumns = 256, kHasMin = 1;
+  static constexpr SmallFields kSmall = {0, 2, 2};
   uint16_t d;
   uint16_t dmin;  // m = -dmin
   // k and n are 6 bits, per 32 columns. k of s < 4 is the low six bits of byte s, n those of byte
@@ -120,6 +148,7 @@ struct BlockQ4_K {  // c = nibble s % 2 of byte 32 * (s / 2) + j
 };
 struct BlockQ5_K {  // c as in Q4_K, plus 16 * bit s of high[j]
   static constexpr int kColumns = 256, kHasMin = 1;
+  static constexpr SmallFields kSmall = {0, 2, 2};
   uint16_t d;
   uint16_t dmin;
   uint8_t scales[12];
@@ -130,6 +159,7 @@ struct BlockQ6_K {
   // With half h = s / 4 and t = s % 4: c = nibble t / 2 of codes[64 * h + 32 * (t % 2) + j]
   // + 16 * the 2 bits t of high[32 * h + j] - 32.
   static constexpr int kColumns = 256, kHasMin = 0;
+  static constexpr SmallFields kSmall = {208, 2, 1};
   uint8_t codes[128];
   uint8_t high[64];
   int8_t scales[16];  // k, per 16 columns
@@ -137,6 +167,7 @@ struct BlockQ6_K {
 };
 struct BlockIQ4_XS {  // c = kCodebookIQ4[nibble], 16 bytes for each s
   static constexpr int kColumns = 256, kHasMin = 0;
+  static constexpr SmallFields kSmall = {0, 2, 2};
   uint16_t d;
   uint16_t scales_high;   // k = 6 bits - 32, per 32 columns: two bits each here,
   uint8_t scales_low[4];  // four bits each here
@@ -194,15 +225,23 @@ struct BlockIQ1_M {  // d / 8 is the scale; c as in IQ1_S with a sign for each 8
 };
 struct BlockTQ1_0 {  // c = trit - 1; trit n of byte b is the top two bits of 3 * (3^n b mod 256)
   static constexpr int kColumns = 256, kHasMin = 0;
+  static constexpr SmallFields kSmall = {52, 2, 1};
   uint8_t codes[48];  // 32 bytes with trits 0..4 of columns 0..159, 16 bytes for 160..239
   uint8_t high[4];    // trits 0..3 of the last 16 columns
   uint16_t d;
 };
 struct BlockTQ2_0 {  // c = (2 bits as in Q2_K) - 1
   static constexpr int kColumns = 256, kHasMin = 0;
+  static constexpr SmallFields kSmall = {64, 2, 1};
   uint8_t codes[64];
   uint16_t d;
 };
+
+// clang-format off
+#define EDGE_RT_WORD_FORMATS(X)                              \
+  X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(IQ4_NL) X(MXFP4) \
+  X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_XS) X(TQ1_0) X(TQ2_0)
+// clang-format on
 
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20, "as in the file");
 static_assert(sizeof(BlockQ5_0) == 22 && sizeof(BlockQ5_1) == 24, "as in the file");

@@ -34,12 +34,15 @@ struct Activations {
   size_t stride;        // columns from one token to the next, in all four
 };
 
-// A run of rows of one weight matrix in file layout. Rows need no alignment.
+// A run of rows of one weight matrix. Rows need no alignment.
 struct Rows {
   const uint8_t* data;  // (n_rows, row_bytes)
   size_t row_bytes;
   int n_rows;
   int n_cols;  // a multiple of the format's kColumns
+  // Every eight rows from the first one on are interleaved (formats.h), the n_rows % 8 last ones
+  // are not. Else all are as in the file.
+  bool interleaved = false;
 };
 
 // y (tokens, rows): element (t, r) at y[t * stride + r].
@@ -53,6 +56,9 @@ struct Output {
 // thread.
 typedef void (*MatmulKernel)(const struct Rows* w, const struct Activations* x, int n_tokens,
                              const struct Output* out, uint8_t* scratch);
+
+// Interleaves rows in place. REQUIRES: `scratch` as above.
+typedef void (*InterleaveKernel)(uint8_t* rows, size_t row_bytes, int n_rows, uint8_t* scratch);
 
 struct AttentionArgs {
   const float* q;  // (head_dim)
@@ -83,13 +89,16 @@ struct Kernels {
   void (*attention_f16)(const struct AttentionArgs* args);
   void (*attention_f32)(const struct AttentionArgs* args);
   void (*to_half)(const float* x, uint16_t* y, int n);  // rounded to nearest even
+  // Null as a whole or for a format: its matmul takes rows as in the file only.
+  InterleaveKernel (*interleave)(int format) = nullptr;
 };
 
-// Eight transposed rows, which matmul works from when there are several tokens: per 32 columns at
-// most the codes and two more vectors of 32 bytes.
-constexpr int kTransposedBytes = 8 * 32 + 2 * 32;
+// What a thread needs besides: what a matmul of several tokens unpacks at a time, with the tokens'
+// sums; or eight rows that are being interleaved.
+constexpr size_t kUnpackedBytes = 29 * 1024;
 inline size_t matmul_scratch_bytes(size_t n_cols) {
-  return (n_cols + 31) / 32 * kTransposedBytes + 64;
+  const size_t eight_rows = kInterleavedRows * ((n_cols + 31) / 32 * sizeof(BlockQ8_0));
+  return (eight_rows > kUnpackedBytes ? eight_rows : kUnpackedBytes) + 64;
 }
 
 // Dequantizes one row of n columns (an embedding row) to float32.
@@ -99,7 +108,9 @@ bool is_block_format(int format);          // its matmul reads Activations' code
 
 const struct Kernels* kernels_ref();
 const struct Kernels* kernels_avx2();  // null where the build or the CPU has none
-// `name`: "ref", "avx2", or "auto" for the fastest this CPU runs. Null: not available.
+const struct Kernels* kernels_avx512vnni();
+// `name`: "ref", "avx2", "avx512vnni", or "auto" for the fastest this CPU runs. Null: not
+// available.
 const struct Kernels* kernels_named(const char* name);
 
 }  // namespace edge_rt

@@ -1,6 +1,6 @@
 // AVX2: the formats whose codes are indices into grids.
 #include "kernels/grids.h"
-#include "kernels/matmul_avx2.h"
+#include "kernels/matmul_rows_avx2.h"
 
 namespace edge_rt {
 namespace {
@@ -107,7 +107,7 @@ inline void store_indices(uint32_t (*words)[kGroup], __m256i low, __m256i high, 
                                              moved(high, 24 - 3 * step, second))));
 }
 
-struct FormatIQ2_XXS : Format<BlockIQ2_XXS> {
+struct FormatIQ2_XXS : RowFormat<BlockIQ2_XXS> {
   static constexpr int kSigned = 1, kLargest = 43, kScales = 1, kWords = 1;
   static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ2_XXS>* out) {
     __m256i words[2 * kSubBlocks];
@@ -117,7 +117,7 @@ struct FormatIQ2_XXS : Format<BlockIQ2_XXS> {
       store_word(out->words[s][0], eight_signs_of_fields(words[2 * s + 1]));
     }
   }
-  static Codes load(const uint8_t* block, int s, int, const uint32_t* words) {
+  static Codes load(const uint8_t* block, int s, const uint32_t* words) {
     const uint8_t* p = block + offsetof(Block, words) + 8 * s;
     return with_signs(grid8(kGridIQ2XXS, p[0], p[1], p[2], p[3], lookup2(kMagnitudesIQ2)),
                       words[0]);
@@ -135,7 +135,7 @@ inline void nibble_multipliers(const RowGroup* g, size_t at, __m256i* out) {
   }
 }
 
-struct FormatIQ2_XS : Format<BlockIQ2_XS> {
+struct FormatIQ2_XS : RowFormat<BlockIQ2_XS> {
   static constexpr int kSigned = 1, kLargest = 43, kScales = 2, kWords = 3;
   static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ2_XS>* out) {
     nibble_multipliers(g, at + offsetof(Block, scales), out->k);
@@ -152,13 +152,13 @@ struct FormatIQ2_XS : Format<BlockIQ2_XS> {
       store_word(out->words[s][2], eight_signs(sevens));
     }
   }
-  static Codes load(const uint8_t*, int, int, const uint32_t* words) {
+  static Codes load(const uint8_t*, int, const uint32_t* words) {
     return with_signs(grid8(kGridIQ2XS, words, lookup2(kMagnitudesIQ2)), words[2 * kGroup]);
   }
   static Scale scale(const RowGroup* g, size_t at) { return scale_times<Block>(g, at, 0.125f); }
 };
 
-struct FormatIQ2_S : Format<BlockIQ2_S> {
+struct FormatIQ2_S : RowFormat<BlockIQ2_S> {
   static constexpr int kSigned = 1, kLargest = 43, kScales = 2, kWords = 2;
   static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ2_S>* out) {
     nibble_multipliers(g, at + offsetof(Block, scales), out->k);
@@ -168,14 +168,14 @@ struct FormatIQ2_S : Format<BlockIQ2_S> {
     for (int s = 0; s < kSubBlocks; ++s)
       store_indices(out->words[s], codes[s], field(high[s / 4], s % 4 * 8, 255), 2, 3);
   }
-  static Codes load(const uint8_t* block, int s, int, const uint32_t* words) {
+  static Codes load(const uint8_t* block, int s, const uint32_t* words) {
     return with_signs(grid8(kGridIQ2S, words, lookup2(kMagnitudesIQ2)),
                       load_u32(block + offsetof(Block, signs) + 4 * s));
   }
   static Scale scale(const RowGroup* g, size_t at) { return scale_times<Block>(g, at, 0.125f); }
 };
 
-struct FormatIQ3_XXS : Format<BlockIQ3_XXS> {
+struct FormatIQ3_XXS : RowFormat<BlockIQ3_XXS> {
   static constexpr int kSigned = 1, kLargest = 62, kScales = 1, kWords = 1;
   static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ3_XXS>* out) {
     __m256i words[kSubBlocks];
@@ -185,7 +185,7 @@ struct FormatIQ3_XXS : Format<BlockIQ3_XXS> {
       store_word(out->words[s][0], eight_signs_of_fields(words[s]));
     }
   }
-  static Codes load(const uint8_t* block, int s, int, const uint32_t* words) {
+  static Codes load(const uint8_t* block, int s, const uint32_t* words) {
     const uint8_t* p = block + offsetof(Block, codes) + 8 * s;
     const __m128i entries =
         _mm_setr_epi16((short)kGridIQ3XXS[p[0]], (short)kGridIQ3XXS[p[1]], (short)kGridIQ3XXS[p[2]],
@@ -196,7 +196,7 @@ struct FormatIQ3_XXS : Format<BlockIQ3_XXS> {
   static Scale scale(const RowGroup* g, size_t at) { return scale_times<Block>(g, at, 0.25f); }
 };
 
-struct FormatIQ3_S : Format<BlockIQ3_S> {
+struct FormatIQ3_S : RowFormat<BlockIQ3_S> {
   static constexpr int kSigned = 1, kLargest = 15, kScales = 1, kWords = 4;
   static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ3_S>* out) {
     const __m256i scales = row_words(g, at + offsetof(Block, scales));
@@ -211,7 +211,7 @@ struct FormatIQ3_S : Format<BlockIQ3_S> {
       store_indices(out->words[s] + 2, codes[2 * s + 1], _mm256_srli_epi32(high, 4), 1, 1);
     }
   }
-  static Codes load(const uint8_t* block, int s, int, const uint32_t* words) {
+  static Codes load(const uint8_t* block, int s, const uint32_t* words) {
     const uint8_t* p = (const uint8_t*)words;
     const size_t next = kGroup * sizeof *words;
     const __m128i entries = _mm_setr_epi16(
@@ -228,9 +228,9 @@ struct FormatIQ3_S : Format<BlockIQ3_S> {
 // Values of the grid are 8, 16 and 24, so that with the deltas all codes are positive. Words: the
 // indices and the deltas, a byte for each eight columns.
 template <typename B>
-struct FormatIQ1 : Format<B> {
+struct FormatIQ1 : RowFormat<B> {
   static constexpr int kOffset = 16, kLargest = 25, kWords = 3;
-  static Codes load(const uint8_t*, int, int, const uint32_t* words) {
+  static Codes load(const uint8_t*, int, const uint32_t* words) {
     static const int8_t kValues[3] = {8, 16, 24};
     const __m256i byte_of =
         _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
@@ -300,19 +300,19 @@ struct FormatIQ1_M : FormatIQ1<BlockIQ1_M> {
 MatmulKernel matmul_grid_avx2(int format) {
   switch (format) {
     case kIQ2_XXS:
-      return matmul_blocks<FormatIQ2_XXS>;
+      return matmul_rows<FormatIQ2_XXS>;
     case kIQ2_XS:
-      return matmul_blocks<FormatIQ2_XS>;
+      return matmul_rows<FormatIQ2_XS>;
     case kIQ2_S:
-      return matmul_blocks<FormatIQ2_S>;
+      return matmul_rows<FormatIQ2_S>;
     case kIQ3_XXS:
-      return matmul_blocks<FormatIQ3_XXS>;
+      return matmul_rows<FormatIQ3_XXS>;
     case kIQ3_S:
-      return matmul_blocks<FormatIQ3_S>;
+      return matmul_rows<FormatIQ3_S>;
     case kIQ1_S:
-      return matmul_blocks<FormatIQ1_S>;
+      return matmul_rows<FormatIQ1_S>;
     case kIQ1_M:
-      return matmul_blocks<FormatIQ1_M>;
+      return matmul_rows<FormatIQ1_M>;
   }
   return nullptr;
 }

@@ -1,4 +1,6 @@
 // Scalar matmuls: the readable truth that the SIMD ones must equal bit for bit.
+#include <type_traits>
+
 #include "kernels/canonical.h"
 #include "kernels/kernels.h"
 #include "kernels/unpack.h"
@@ -30,6 +32,60 @@ void matmul_float_ref(const Rows* w, const Activations* x, int n_tokens, const O
   }
 }
 
+// Byte `at` of a field of `bytes` bytes of one block, row `row` of eight interleaved ones.
+size_t interleaved_byte(int at, int bytes, int row) {
+  return static_cast<size_t>(at) * kInterleavedRows + row * bytes;
+}
+
+// Eight rows of one interleaved block, from (kScatter) or to the block of row `row`.
+template <typename Block, bool kScatter>
+void move_block(std::conditional_t<kScatter, uint8_t, const uint8_t>* eight, int row,
+                std::conditional_t<kScatter, const uint8_t, uint8_t>* block) {
+  const auto move = [](auto* interleaved, auto* in_file, size_t n) {
+    if constexpr (kScatter)
+      memcpy(interleaved, in_file, n);
+    else
+      memcpy(in_file, interleaved, n);
+  };
+  constexpr SmallFields small = Block::kSmall;
+  constexpr int kSmallBytes = Interleaving<Block>::kSmallBytes;
+  for (int i = 0; i < small.n; ++i)
+    move(eight + interleaved_byte(i * small.bytes, small.bytes, row),
+         block + small.at + i * small.bytes, small.bytes);
+  for (int i = 0; i < Interleaving<Block>::kWords; ++i)
+    move(eight + interleaved_byte(kSmallBytes + 4 * i, 4, row),
+         block + Interleaving<Block>::kFirstWord + 4 * i, 4);
+}
+
+template <typename Block>
+void interleave_rows(uint8_t* rows, size_t row_bytes, int n_rows, uint8_t* scratch) {
+  const size_t group = kInterleavedRows * row_bytes;
+  for (; n_rows >= kInterleavedRows; n_rows -= kInterleavedRows, rows += group) {
+    memcpy(scratch, rows, group);
+    for (size_t at = 0; at < row_bytes; at += sizeof(Block))
+      for (int r = 0; r < kInterleavedRows; ++r)
+        move_block<Block, true>(rows + kInterleavedRows * at, r, scratch + r * row_bytes + at);
+  }
+}
+
+// Block `index` of a row, whichever way the rows lie.
+template <typename Block>
+Block block_of(const Rows* w, int row, int index) {
+  Block block;
+  const size_t at = index * sizeof block;
+  const uint8_t* data = w->data + row * w->row_bytes + at;
+  const int first = row / kInterleavedRows * kInterleavedRows;
+  if constexpr (requires { Block::kSmall; }) {
+    if (w->interleaved && first + kInterleavedRows <= w->n_rows) {
+      move_block<Block, false>(w->data + first * w->row_bytes + kInterleavedRows * at, row - first,
+                               reinterpret_cast<uint8_t*>(&block));
+      return block;
+    }
+  }
+  memcpy(&block, data, sizeof block);
+  return block;
+}
+
 template <typename Block>
 void matmul_blocks_ref(const Rows* w, const Activations* x, int n_tokens, const Output* out,
                        uint8_t*) {
@@ -41,8 +97,7 @@ void matmul_blocks_ref(const Rows* w, const Activations* x, int n_tokens, const 
     for (int r = 0; r < w->n_rows; ++r) {
       float y = 0.0f;
       for (int s = 0; s < n_sub_blocks; ++s) {
-        Block block;
-        memcpy(&block, w->data + r * w->row_bytes + s / per_block * sizeof block, sizeof block);
+        const Block block = block_of<Block>(w, r, s / per_block);
         SubBlock sub;
         unpack(block, s % per_block, &sub);
         int dot[2] = {};
@@ -110,6 +165,17 @@ MatmulKernel matmul_ref(int format) {
     return matmul_blocks_ref<Block##name>;
       EDGE_RT_BLOCK_FORMATS(EDGE_RT_MATMUL)
 #undef EDGE_RT_MATMUL
+  }
+  return nullptr;
+}
+
+InterleaveKernel interleave_ref(int format) {
+  switch (format) {
+#define EDGE_RT_INTERLEAVE(name) \
+  case k##name:                  \
+    return interleave_rows<Block##name>;
+    EDGE_RT_WORD_FORMATS(EDGE_RT_INTERLEAVE)
+#undef EDGE_RT_INTERLEAVE
   }
   return nullptr;
 }

@@ -76,6 +76,80 @@ void test_matmul() {
   }
 }
 
+// What formats.h says about the layout, byte by byte.
+void test_layout(const MatmulProblem& p, const MatmulProblem& interleaved, const char* name) {
+  const test::BlockLayout layout = layout_of(p.format);
+  const size_t bytes = row_bytes(p.format, p.n_cols), eight = 8 * layout.bytes;
+  const size_t small_bytes = layout.small.bytes * layout.small.n;
+  const auto field = [&](size_t at) {  // in the block: how many bytes precede it, and how long
+    if (at >= static_cast<size_t>(layout.small.at) && at < layout.small.at + small_bytes) {
+      const size_t first = (at - layout.small.at) / layout.small.bytes * layout.small.bytes;
+      return std::pair<size_t, size_t>(first, layout.small.bytes);
+    }
+    const size_t word = layout.small.at == 0 ? at - small_bytes : at;
+    return std::pair<size_t, size_t>(small_bytes + word / 4 * 4, 4);
+  };
+  bool same = true;
+  for (int r = 0; r < p.n_rows; ++r) {
+    for (size_t i = 0; i < bytes; ++i) {
+      size_t to = r * bytes + i;
+      if (r < p.n_rows / 8 * 8) {
+        const size_t at = i % layout.bytes;
+        const auto [before, length] = field(at);
+        const size_t start = layout.small.at != 0 || at < small_bytes ? 0 : small_bytes;
+        const size_t in_field =
+            at >= static_cast<size_t>(layout.small.at) && at < layout.small.at + small_bytes
+                ? (at - layout.small.at) % length
+                : (at - start) % length;
+        to = r / 8 * 8 * bytes + i / layout.bytes * eight + 8 * before + r % 8 * length + in_field;
+      }
+      same &= p.weights[p.phase + r * bytes + i] == interleaved.weights[p.phase + to];
+    }
+  }
+  CHECK_CASE(same, "%s format %d rows %d cols %d", name, p.format, p.n_rows, p.n_cols);
+}
+
+void test_interleaved() {
+  Random random(4);
+  for (int round = 0; round < 40; ++round) {
+    for (int format : kAllFormats) {
+      const int columns = layout_of(format).columns;
+      const int blocks = static_cast<int>(round % 4 ? random.between(1, 3)
+                                                    : random.between(1, 1400 / columns + 2));
+      const int rows = static_cast<int>(random.between(1, 41));
+      const int tokens = static_cast<int>(round == 7  ? random.between(257, 300)
+                                          : round % 5 ? random.between(1, 9)
+                                                      : random.between(10, 40));
+      const MatmulProblem p(random, format, rows, columns * blocks, tokens);
+      for (const Kernels* kernels : tables()) {
+        const bool can = kernels->interleave(format) != nullptr;
+        CHECK_CASE(can == p.can_interleave(), "%s format %d", kernels->name, format);
+      }
+      const Exact<float> truth = p.run_all(kernels_ref());
+      for (const Kernels* kernels : tables())
+        CHECK_CASE(p.run_all(kernels) == truth, "%s format %d rows %d blocks %d tokens %d",
+                   kernels->name, format, rows, blocks, tokens);
+      if (!p.can_interleave()) continue;
+      for (const Kernels* kernels : tables()) {
+        const MatmulProblem q = p.with_interleaved_rows(kernels);
+        test_layout(p, q, kernels->name);
+        CHECK_CASE(q.run_all(kernels) == truth, "%s format %d rows %d blocks %d tokens %d",
+                   kernels->name, format, rows, blocks, tokens);
+        Exact<float> split = q.y.copy();
+        for (int r = 0, n; r < rows; r += n) {
+          n = std::min(8 * static_cast<int>(random.between(1, 3)), rows - r);
+          for (int t = 0, m; t < tokens; t += m) {
+            m = static_cast<int>(random.between(1, tokens - t));
+            q.run(kernels, split, r, n, t, m);
+          }
+        }
+        CHECK_CASE(split == truth, "%s format %d rows %d blocks %d tokens %d, split", kernels->name,
+                   format, rows, blocks, tokens);
+      }
+    }
+  }
+}
+
 void test_any_bytes() {  // blocks of a hostile file: scales may be infinite or NaN
   Random random(2);
   for (int round = 0; round < 40; ++round) {
@@ -89,8 +163,12 @@ void test_any_bytes() {  // blocks of a hostile file: scales may be infinite or 
       std::vector<float> row(p.n_cols);
       dequantize_row(format, p.weights.data() + p.phase, p.n_cols, row.data());
       const Exact<float> truth = p.run_all(kernels_ref());
-      for (const Kernels* kernels : tables())
+      for (const Kernels* kernels : tables()) {
         CHECK_CASE(same_bits(p.run_all(kernels), truth), "%s format %d", kernels->name, format);
+        if (p.can_interleave())
+          CHECK_CASE(same_bits(p.with_interleaved_rows(kernels).run_all(kernels), truth),
+                     "%s format %d interleaved", kernels->name, format);
+      }
     }
   }
 }
@@ -107,21 +185,26 @@ void test_extreme_codes() {  // every product of codes at its largest: no step m
       for (int8_t even : {-127, 127}) {
         for (int8_t odd : {-127, 127}) {
           Random random(3);
-          MatmulProblem p(random, format, layout.scales_bytes ? 4 : 1, layout.columns,
+          MatmulProblem p(random, format, layout.scales_bytes ? 8 : 1, layout.columns,
                           1 + weight % 3);
           p.accumulate = false;
           p.set_codes(even, odd);
           std::memset(p.weights.data(), weight, p.weights.size());
           for (int r = 0; r < p.n_rows; ++r) {
             uint8_t* block = p.weights.data() + p.phase + r * layout.bytes;
-            std::memset(block + layout.scales, kExtremes[r], layout.scales_bytes);
+            std::memset(block + layout.scales, kExtremes[r % 4], layout.scales_bytes);
             test::set_scales(format, block, kOne, m);
           }
           const Exact<float> truth = p.run_all(kernels_ref());
           check_values(p, truth);
-          for (const Kernels* kernels : tables())
+          for (const Kernels* kernels : tables()) {
             CHECK_CASE(p.run_all(kernels) == truth, "%s format %d weight %d codes %d %d",
                        kernels->name, format, weight, even, odd);
+            if (p.can_interleave())
+              CHECK_CASE(p.with_interleaved_rows(kernels).run_all(kernels) == truth,
+                         "%s format %d weight %d codes %d %d, interleaved", kernels->name, format,
+                         weight, even, odd);
+          }
         }
       }
     }
@@ -151,6 +234,7 @@ int main() {
   if (kernels_avx2() == nullptr) std::fprintf(stderr, "no AVX2 here: only ref is tested\n");
   test::section("row bytes", test_row_bytes);
   test::section("matmul", test_matmul);
+  test::section("interleaved", test_interleaved);
   test::section("any bytes", test_any_bytes);
   test::section("extreme codes", test_extreme_codes);
   return test::finish("matmul_test");

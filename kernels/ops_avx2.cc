@@ -8,9 +8,9 @@
 namespace edge_rt {
 
 MatmulKernel matmul_float_avx2(int format);  // matmul_*_avx2.cc; null: not among theirs
-MatmulKernel matmul_block32_avx2(int format);
-MatmulKernel matmul_k_avx2(int format);
+MatmulKernel matmul_words_avx2(int format);
 MatmulKernel matmul_grid_avx2(int format);
+InterleaveKernel interleave_avx2(int format);
 
 namespace {
 
@@ -211,8 +211,7 @@ void to_half_avx2(const float* x, uint16_t* y, int n) {
 
 MatmulKernel matmul_avx2(int format) {
   MatmulKernel found = matmul_float_avx2(format);
-  if (found == nullptr) found = matmul_block32_avx2(format);
-  if (found == nullptr) found = matmul_k_avx2(format);
+  if (found == nullptr) found = matmul_words_avx2(format);
   return found != nullptr ? found : matmul_grid_avx2(format);
 }
 
@@ -228,7 +227,8 @@ const Kernels* kernel_table_avx2() {
                                 softcap_avx2,
                                 attention_avx2<uint16_t>,
                                 attention_avx2<float>,
-                                to_half_avx2};
+                                to_half_avx2,
+                                interleave_avx2};
   return &table;
 }
 

@@ -6,7 +6,8 @@
 
 namespace edge_rt {
 
-MatmulKernel matmul_ref(int format);  // matmul_ref.cc
+MatmulKernel matmul_ref(int format);
+InterleaveKernel interleave_ref(int format);  // matmul_ref.cc
 
 namespace {
 
@@ -108,7 +109,8 @@ const Kernels* kernels_ref() {
                                 softcap_ref,
                                 attention_ref<uint16_t>,
                                 attention_ref<float>,
-                                to_half_ref};
+                                to_half_ref,
+                                interleave_ref};
   return &table;
 }
 

@@ -62,7 +62,7 @@ def test_threads(model: Path, threads: int, weight_cap: str | None) -> None:
     )
 
 
-@pytest.mark.parametrize("isa", ["ref", "avx2"])
+@pytest.mark.parametrize("isa", ["ref", "avx2", "avx512vnni"])
 def test_instruction_sets(model: Path, monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
     expected = reference(model, N_TOKENS)
     assert rows_on(monkeypatch, isa, model, N_TOKENS, weight_cap=500_000) == expected

@@ -21,7 +21,7 @@ from edge_rt.quant.reference_write import (
     set_scales,
 )
 
-SIMD = [isa for isa in ("avx2",) if _kernels.available(isa)]
+SIMD = [isa for isa in ("avx2", "avx512vnni") if _kernels.available(isa)]
 QUANTIZED = [fmt for fmt in FORMATS.values() if fmt.quantized]
 SHAPES = [  # tokens, rows, blocks of 32 columns, blocks of 256 columns
     (1, 1, 1, 1), (1, 7, 2, 2), (1, 8, 3, 3), (2, 9, 1, 1), (3, 17, 5, 2), (4, 8, 18, 3),
@@ -50,19 +50,56 @@ def weights(rng: np.random.Generator, fmt, n_rows: int, n_cols: int) -> bytes:
     return quantize(values, fmt)
 
 
-def matmul(isa: str, fmt, data: bytes, x: np.ndarray, n_rows: int) -> np.ndarray:
+def matmul(
+    isa: str, fmt, data: bytes, x: np.ndarray, n_rows: int, interleaved: bool = False
+) -> np.ndarray:
     y = np.full((x.shape[0], n_rows), np.nan, np.float32)
-    _kernels.matmul(isa, fmt.ggml_id, data, x, y)
+    _kernels.matmul(isa, fmt.ggml_id, data, x, y, interleaved=interleaved)
     return y
 
 
 def assert_matmul_bits(fmt, data: bytes, x: np.ndarray, n_rows: int) -> np.ndarray:
-    """Every ISA gives the bits of the reference, which are returned."""
+    """Every ISA gives the bits of the reference in either layout; they are returned."""
     expected = reference.matvec(data, fmt, n_rows, x.shape[1], x)
     assert np.isfinite(expected).all()
     for isa in ["ref", *SIMD]:
-        np.testing.assert_array_equal(bits(matmul(isa, fmt, data, x, n_rows)), bits(expected), isa)
+        for interleaved in (False, True)[: 1 + _kernels.can_interleave(isa, fmt.ggml_id)]:
+            y = matmul(isa, fmt, data, x, n_rows, interleaved)
+            np.testing.assert_array_equal(bits(y), bits(expected), f"{isa} {interleaved}")
     return expected
+
+
+# The fields that are not words: where they begin in a block, their bytes, their number.
+SMALL_FIELDS = {
+    "Q4_0": (0, 2, 1), "Q4_1": (0, 2, 2), "Q5_0": (0, 2, 1), "Q5_1": (0, 2, 2), "Q8_0": (0, 2, 1),
+    "IQ4_NL": (0, 2, 1), "MXFP4": (0, 1, 1), "Q2_K": (80, 2, 2), "Q3_K": (108, 2, 1),
+    "Q4_K": (0, 2, 2), "Q5_K": (0, 2, 2), "Q6_K": (208, 2, 1), "IQ4_XS": (0, 2, 2),
+    "TQ1_0": (52, 2, 1), "TQ2_0": (64, 2, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fmt", FORMATS.values(), ids=lambda f: f.name)
+def test_interleaved_layout(fmt, rng):
+    """formats.h: eight rows, block by block, small fields first, then words, row by row."""
+    if fmt.name not in SMALL_FIELDS:
+        assert not any(_kernels.can_interleave(isa, fmt.ggml_id) for isa in ["ref", *SIMD])
+        return
+    n_rows, n_blocks = int(rng.integers(1, 30)), int(rng.integers(1, 5))
+    rows = rng.integers(0, 256, (n_rows, n_blocks, fmt.block_bytes), np.uint8)
+    whole = n_rows // 8 * 8
+    at, n_bytes, n = SMALL_FIELDS[fmt.name]
+    groups = rows[:whole].reshape(-1, 8, n_blocks, fmt.block_bytes)
+    small = groups[..., at : at + n * n_bytes].reshape(-1, 8, n_blocks, n, n_bytes)
+    words = np.delete(groups, slice(at, at + n * n_bytes), axis=-1)
+    words = words.reshape(*words.shape[:3], -1, 4)
+    parts = [
+        fields.transpose(0, 2, 3, 1, 4).reshape(len(groups), n_blocks, -1)
+        for fields in (small, words)
+    ]
+    expected = np.concatenate(parts, axis=-1).tobytes() + rows[whole:].tobytes()
+    for isa in ["ref", *SIMD]:
+        n_cols = n_blocks * fmt.block_elements
+        assert _kernels.interleave(isa, fmt.ggml_id, rows.tobytes(), n_cols) == expected, isa
 
 
 @pytest.mark.parametrize("fmt", QUANTIZED, ids=lambda f: f.name)

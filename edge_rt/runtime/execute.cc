@@ -261,7 +261,7 @@ void Runtime::run_chunks(const Pass& pass, Step& step, int thread) {
     }
     const size_t bytes = row_bytes(weight.format, weight.n_cols);
     const Rows rows = {reinterpret_cast<const uint8_t*>(data) + chunk.row * bytes, bytes,
-                       chunk.n_rows, weight.n_cols};
+                       chunk.n_rows, weight.n_cols, !streamed && weight.interleave != nullptr};
     const Activations x = activations(part.src);
     const Output out = {row(part.dst, 0) + tile.row + chunk.row,
                         static_cast<size_t>(buffers_[part.dst].width), part.accumulate};

@@ -11,19 +11,26 @@ namespace {
 
 constexpr size_t kLoadRequestBytes = 1 << 20;  // per read while loading
 constexpr int kLoadRequests = 8;               // in flight while loading
+constexpr int64_t kInterleaveBytes = 2 << 20;  // at a time: less than what is in flight meanwhile
+constexpr int kTagBits = 48;  // of a request's tag for its bytes; its place is above
+constexpr uint64_t kTagBytes = (uint64_t{1} << kTagBits) - 1;
 constexpr auto kPollInterval = std::chrono::milliseconds(20);
 
 }  // namespace
 
-bool Runtime::wait_for_batch(int limit, const std::function<bool()>& poll) {
-  const auto is_below = [&] { return batch_.in_flight < limit; };
+template <typename Condition>
+bool Runtime::wait_for_reads(const Condition& condition, const std::function<bool()>& poll) {
   sync::Lock lock(batch_.mutex);
-  while (!batch_.changed.wait_for(lock, kPollInterval, is_below)) {
+  while (!batch_.changed.wait_for(lock, kPollInterval, condition)) {
     lock.unlock();
     if (poll()) return false;
     lock.lock();
   }
   return true;
+}
+
+bool Runtime::wait_for_batch(int limit, const std::function<bool()>& poll) {
+  return wait_for_reads([&] { return batch_.in_flight < limit; }, poll);
 }
 
 bool Runtime::begin_batch(const std::function<bool()>& poll) {
@@ -33,21 +40,23 @@ bool Runtime::begin_batch(const std::function<bool()>& poll) {
   return true;
 }
 
-void Runtime::submit_to_batch(const StagedRead& read, bool urgent) {
+void Runtime::submit_to_batch(const StagedRead& read, bool urgent, uint32_t place) {
   extra_bytes_.fetch_add(read.extent.length, std::memory_order_relaxed);
   extra_requests_.fetch_add(1, std::memory_order_relaxed);
   sync::Lock lock(batch_.mutex);  // it may be done before it counts: that waits for us
+  batch_.back &= ~(1u << place);
   reader_->submit({read.extent.offset, read.extent.length, read.needed, read.target,
-                   [](void* context, uint64_t bytes, int error, const char* reason) {
+                   [](void* context, uint64_t tag, int error, const char* reason) {
                      auto* batch = static_cast<Batch*>(context);
                      sync::Lock done(batch->mutex);
                      if (error != 0 && batch->error == 0)
                        batch->error = error, batch->reason = reason;
                      --batch->in_flight;
-                     batch->done += bytes;
+                     batch->done += tag & kTagBytes;
+                     batch->back |= 1u << (tag >> kTagBits);
                      batch->changed.notify_all();
                    },
-                   &batch_, read.extent.length},
+                   &batch_, read.extent.length | uint64_t{place} << kTagBits},
                   urgent);
   ++batch_.in_flight;
 }
@@ -132,6 +141,35 @@ bool Runtime::load_vectors(const std::function<bool()>& poll) {
   return flush();
 }
 
+std::vector<Runtime::ResidentTile> Runtime::tiles_to_interleave() const {
+  std::vector<ResidentTile> tiles;
+  for (const Weight& weight : weights_) {
+    if (weight.interleave == nullptr) continue;
+    const auto bytes = static_cast<int64_t>(row_bytes(weight.format, weight.n_cols));
+    for (const Tile& tile : weight.tiles)
+      if (tile.arena_offset >= 0)
+        tiles.push_back(
+            {tile.arena_offset, tile.arena_offset + tile.n_rows * bytes, &weight, tile.n_rows});
+  }
+  std::sort(tiles.begin(), tiles.end(),
+            [](const ResidentTile& a, const ResidentTile& b) { return a.begin < b.begin; });
+  return tiles;
+}
+
+void Runtime::interleave(const ResidentTile* tiles, int n_tiles) {
+  sync::Atomic<int> next{0};
+  const auto work = [&](int thread) {
+    auto* scratch = reinterpret_cast<uint8_t*>(at(scratch_offset_)) + thread * scratch_bytes_;
+    for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n_tiles;)
+      tiles[i].weight->interleave(reinterpret_cast<uint8_t*>(at(tiles[i].begin)),
+                                  row_bytes(tiles[i].weight->format, tiles[i].weight->n_cols),
+                                  tiles[i].n_rows, scratch);
+  };
+  pool_->run(work, [] {});
+}
+
+// Requests are sent in the order of the arena. While the later ones are in flight, the compute
+// threads interleave the tiles of the first ones.
 bool Runtime::load(const std::vector<ResidentRun>& runs,
                    const std::function<bool(uint64_t, uint64_t)>& progress) {
   const Use use(*this);
@@ -147,24 +185,44 @@ bool Runtime::load(const std::vector<ResidentRun>& runs,
   };
   const auto before = [&] { return cancelled_.load() || progress(0, total); };
   if (!load_vectors(before) || !begin_batch(before)) return ended(false);
+  const std::vector<ResidentTile> tiles = tiles_to_interleave();
+  size_t tile = 0;
+  int64_t ends[kLoadRequests] = {};  // of the payload in flight, by place
+  uint32_t sent = 0, arrived = 0;    // in order
+  int64_t sent_to = 0;
+  const auto arrive = [&](int64_t at_least) {  // one more; its tiles, once there are enough
+    const uint32_t place = arrived % kLoadRequests;
+    if (!wait_for_reads([&] { return (batch_.back >> place & 1) != 0; }, poll) || poll())
+      return false;
+    check_batch();
+    ++arrived;
+    size_t last = tile;
+    while (last < tiles.size() && tiles[last].end <= ends[place]) ++last;
+    if (last == tile || tiles[last - 1].end - tiles[tile].begin < at_least) return true;
+    interleave(&tiles[tile], static_cast<int>(last - tile));
+    tile = last;
+    return true;
+  };
   for (const ResidentRun& run : runs) {
+    if (run.arena_offset < sent_to) throw std::invalid_argument("resident runs must ascend");
     // Pieces of one run share its alignment phase, so each piece after the first starts on the
     // grid.
     const AlignedExtent extent = file_.cover(run.file_offset, run.length);
     const size_t needed = extent.lead + run.length;
-    std::byte* base = at(run.arena_offset) - extent.lead;
+    const int64_t base = run.arena_offset - static_cast<int64_t>(extent.lead);
     for (size_t piece = 0; piece < extent.length; piece += kLoadRequestBytes) {
       const size_t length = std::min(kLoadRequestBytes, extent.length - piece);
-      if (!wait_for_batch(kLoadRequests, poll) || poll()) return ended(false);
-      check_batch();
+      if (sent - arrived == kLoadRequests && !arrive(kInterleaveBytes)) return ended(false);
+      const uint32_t place = sent++ % kLoadRequests;
+      sent_to = ends[place] = base + static_cast<int64_t>(std::min(piece + length, needed));
       submit_to_batch({{extent.offset + piece, length, 0},
                        std::min(length, needed > piece ? needed - piece : 0),
-                       base + piece},
-                      /*urgent=*/false);
+                       at(base) + piece},
+                      /*urgent=*/false, place);
     }
   }
-  if (!wait_for_batch(1, poll)) return ended(false);
-  check_batch();
+  while (arrived < sent)
+    if (!arrive(arrived + 1 < sent ? kInterleaveBytes : 0)) return ended(false);
   file_.check_unchanged();
   return ended(true);
 }

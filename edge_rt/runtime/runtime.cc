@@ -103,6 +103,7 @@ int Runtime::add_weight(Weight weight, const std::vector<StreamBlock>& streamed)
     tile.stream_index = static_cast<int>(list.size());
     list.push_back(streamed.at(next++));
   }
+  if (kernels_->interleave != nullptr) weight.interleave = kernels_->interleave(weight.format);
   weights_.push_back(std::move(weight));
   return static_cast<int>(weights_.size()) - 1;
 }
@@ -123,7 +124,8 @@ void Runtime::add_op(int segment, Op op) {
     const size_t bytes = row_bytes(weight.format, weight.n_cols);
     if (bytes == 0 || weight.segment != segment)
       throw std::invalid_argument("a matmul needs a known format and its own segment");
-    const int rows = static_cast<int>(std::max<size_t>(8, chunk_bytes / bytes / 8 * 8));
+    // Sixteen: prefill works on two groups of eight at a time.
+    const int rows = static_cast<int>(std::max<size_t>(16, chunk_bytes / bytes / 16 * 16));
     step->tile_base.push_back(n_tiles);
     for (int t = 0; t < static_cast<int>(weight.tiles.size()); ++t, ++n_tiles) {
       const Tile& tile = weight.tiles[t];

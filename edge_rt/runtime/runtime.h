@@ -32,6 +32,8 @@ struct Weight {
   int format, n_rows, n_cols;
   int segment;  // the segment that uses it: 0 layers, 1 head
   std::vector<Tile> tiles;
+  // Resident tiles are interleaved while loading, streamed ones never; null: none is.
+  InterleaveKernel interleave = nullptr;
 };
 
 struct Buffer {  // activations (max_tokens, width) float, or their int8 form
@@ -157,7 +159,8 @@ class Runtime {
   // Ends the description. Throws std::invalid_argument on what cannot run.
   void finish(int64_t ring_offset, size_t ring_bytes);
 
-  // Reads the vectors and the resident runs. `progress(done, total)` is called as `poll` is, and
+  // Reads the vectors and the resident runs, which must ascend in the arena, and interleaves the
+  // tiles in them. `progress(done, total)` is called as `poll` is, and
   // may throw.
   bool load(const std::vector<ResidentRun>& runs,
             const std::function<bool(uint64_t, uint64_t)>& progress);
@@ -228,12 +231,22 @@ class Runtime {
   // Waits until fewer than `limit` reads of the batch are in flight.
   bool wait_for_batch(int limit, const std::function<bool()>& poll);
   bool begin_batch(const std::function<bool()>& poll);  // once the last one's reads are back
-  void submit_to_batch(const StagedRead& read, bool urgent);
+  // `place` says later, in Batch::back, which read it was: below 32.
+  void submit_to_batch(const StagedRead& read, bool urgent, uint32_t place = 0);
   void check_batch();  // throws IoError for the first read that failed
   // Reads extents as one batch: `next(i)` gives the i-th of n.
   template <typename Next>
   bool read_staged(int n, const Next& next, const std::function<bool()>& poll);
   bool load_vectors(const std::function<bool()>& poll);
+  template <typename Condition>
+  bool wait_for_reads(const Condition& condition, const std::function<bool()>& poll);
+  struct ResidentTile {
+    int64_t begin, end;  // in the arena
+    const Weight* weight;
+    int n_rows;
+  };
+  std::vector<ResidentTile> tiles_to_interleave() const;
+  void interleave(const ResidentTile* tiles, int n_tiles);
   bool embed(const int32_t* tokens, int n_tokens, const std::function<bool()>& poll);
   bool run_rows(int first, int n_rows, const std::function<bool()>& poll);
   void fail(const std::string& reason, int error);
@@ -260,6 +273,7 @@ class Runtime {
     sync::CondVar changed;
     int in_flight = 0, error = 0;
     uint64_t done = 0;  // bytes
+    uint32_t back = 0;  // a bit for each place
     std::string reason;
   };
   Batch batch_;

@@ -89,6 +89,11 @@ template <typename T>
 class Exact {
  public:
   explicit Exact(size_t n) : n_(n), data_(new T[n]()) {}
+  Exact(const Exact& other) : Exact(other.n_) {
+    if (n_ != 0) std::memcpy(data(), other.data(), n_ * sizeof(T));
+  }
+  Exact(Exact&&) = default;
+  Exact& operator=(Exact&&) = default;
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
   size_t size() const { return n_; }
@@ -97,11 +102,7 @@ class Exact {
   bool operator==(const Exact& other) const {  // by bits
     return n_ == other.n_ && std::memcmp(data(), other.data(), n_ * sizeof(T)) == 0;
   }
-  Exact copy() const {
-    Exact other(n_);
-    std::memcpy(other.data(), data(), n_ * sizeof(T));
-    return other;
-  }
+  Exact copy() const { return *this; }
 
  private:
   size_t n_;

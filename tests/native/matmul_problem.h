@@ -22,7 +22,8 @@ inline constexpr int kAllFormats[] = {
 
 inline std::vector<const Kernels*> tables() {
   std::vector<const Kernels*> all = {kernels_ref()};
-  if (kernels_avx2() != nullptr) all.push_back(kernels_avx2());
+  for (const Kernels* kernels : {kernels_avx2(), kernels_avx512vnni()})
+    if (kernels != nullptr) all.push_back(kernels);
   return all;
 }
 
@@ -38,6 +39,7 @@ struct BlockLayout {
   size_t bytes, d;              // d: where the scale lies
   size_t m;                     // where m or dmin lies, 0 if there is none
   size_t scales, scales_bytes;  // where most multipliers lie, 0 bytes if they have no place
+  SmallFields small;            // n is 0: not interleaved
 };
 
 template <typename Block>
@@ -65,7 +67,9 @@ constexpr size_t offset_of_min() {
 template <typename Block>
 constexpr BlockLayout layout_of() {
   BlockLayout layout = {
-      Block::kColumns, sizeof(Block), offset_of_scale<Block>(), offset_of_min<Block>(), 0, 0};
+      Block::kColumns, sizeof(Block), offset_of_scale<Block>(), offset_of_min<Block>(), 0, 0,
+      {0, 0, 0}};
+  if constexpr (requires { Block::kSmall; }) layout.small = Block::kSmall;
   if constexpr (requires(Block b) { b.scales; }) {
     layout.scales = offsetof(Block, scales);
     layout.scales_bytes = sizeof(Block::scales);
@@ -81,7 +85,7 @@ inline BlockLayout layout_of(int format) {
     EDGE_RT_BLOCK_FORMATS(EDGE_RT_LAYOUT)
 #undef EDGE_RT_LAYOUT
   }
-  return {1, row_bytes(format, 1), 0, 0, 0, 0};
+  return {1, row_bytes(format, 1), 0, 0, 0, 0, {0, 0, 0}};
 }
 
 // Writes d (and m) of one block; MXFP4 gets the power of two below.
@@ -131,6 +135,7 @@ struct MatmulProblem {
   int format, n_rows, n_cols, n_tokens;
   size_t x_stride, y_stride;
   bool accumulate;
+  bool interleaved = false;
   int phase;  // rows need no alignment
   Exact<uint8_t> weights;
   Exact<float> values;
@@ -169,12 +174,24 @@ struct MatmulProblem {
     for (size_t i = 0; i < sums.size(); ++i) sums[i] = static_cast<int16_t>(8 * (even + odd));
   }
 
-  // Rows [row, row + rows) of tokens [token, token + tokens).
+  bool can_interleave() const { return kernels_ref()->interleave(format) != nullptr; }
+
+  // The same problem with interleaved rows.
+  MatmulProblem with_interleaved_rows(const Kernels* kernels) const {
+    MatmulProblem other(*this);
+    const Aligned<uint8_t> scratch = aligned_memory<uint8_t>(matmul_scratch_bytes(n_cols), 64);
+    kernels->interleave(format)(other.weights.data() + phase, row_bytes(format, n_cols), n_rows,
+                                scratch.get());
+    other.interleaved = true;
+    return other;
+  }
+
+  // Rows [row, row + rows) of tokens [token, token + tokens); whole groups where interleaved.
   void run(const Kernels* kernels, Exact<float>& out, int row, int rows, int token,
            int tokens) const {
     const size_t at = token * x_stride;
     const Rows w = {weights.data() + phase + row * row_bytes(format, n_cols),
-                    row_bytes(format, n_cols), rows, n_cols};
+                    row_bytes(format, n_cols), rows, n_cols, interleaved};
     Activations x = {values.data() + at, codes.data(), scales.data(), sums.data(), x_stride};
     if (is_block_format(format)) {
       x.codes += at;
