@@ -56,6 +56,11 @@ class StreamRing {
   // true from it ends the wait with nullptr. Throws IoError if the read failed. Any thread.
   const std::byte* wait(uint64_t sequence, const std::function<bool()>& poll);
 
+  // Whether wait() would return, or throw, at once. Any thread.
+  bool is_ready(uint64_t sequence) const {
+    return slots_[sequence % slots_.size()].ready.load(std::memory_order_acquire) == sequence + 1;
+  }
+
   // Gives a block's memory back. Once per sequence number, in any order, any thread.
   void release(uint64_t sequence);
 
