@@ -11,7 +11,7 @@ namespace edge_rt {
 class Work {
  public:
   struct Units {
-    int waiting = 0;  // may have to wait for something; begun in ascending order
+    int waiting = 0;  // may have to wait for something; taken in ascending order
     int free = 0;     // never do
     int total() const { return waiting + free; }
   };
