@@ -334,6 +334,7 @@ void bind_runtime(nb::module_& m) {
         d["run_ns"] = s.run_ns;
         d["flash_bytes"] = s.flash_bytes;
         d["flash_requests"] = s.flash_requests;
+        d["reading_ns"] = s.reading_ns;
         d["block_hits"] = s.block_hits;
         d["block_misses"] = s.block_misses;
         return d;

@@ -207,6 +207,7 @@ Stats Runtime::stats() const {
   s.block_hits = block_hits_.load(std::memory_order_relaxed);
   s.block_misses = block_misses_.load(std::memory_order_relaxed);
   s.stall_ns = stall_ns_.load(std::memory_order_relaxed);
+  s.reading_ns = ring_->reading_ns();
   s.flash_bytes = ring_->bytes_requested() + extra_bytes_.load(std::memory_order_relaxed);
   s.flash_requests = ring_->requests() + extra_requests_.load(std::memory_order_relaxed);
   return s;

@@ -120,6 +120,7 @@ struct Stats {
   uint64_t run_ns = 0;       // wall time inside run()
   uint64_t flash_bytes = 0;  // requested, padding included
   uint64_t flash_requests = 0;
+  uint64_t reading_ns = 0;  // wall time with a read of the stream in flight, between calls as well
   uint64_t block_hits = 0, block_misses = 0;  // tiles used from memory, tiles that were streamed
 };
 
@@ -203,16 +204,17 @@ class Runtime {
     int block = 1;        // columns
     int first_block = 0;  // in Step::block_left
   };
-  struct Step {  // of a segment: ready to run
-    std::vector<Op> ops;         // a matmul or attention; or what is done token by token
-    std::vector<int> described;  // indices of its ops in add_op's order, those of epilogues included
-    std::vector<Chunk> chunks;   // of streamed tiles in the stream's order, then of resident ones
+  struct Step {           // of a segment: ready to run
+    std::vector<Op> ops;  // a matmul or attention; or what is done token by token
+    std::vector<int>
+        described;              // indices of its ops in add_op's order, those of epilogues included
+    std::vector<Chunk> chunks;  // of streamed tiles in the stream's order, then of resident ones
     int n_streamed = 0;
     std::unique_ptr<sync::Atomic<int>[]> tile_left;  // chunks not yet done, per (part, tile)
     std::vector<int> tile_base;                      // index of a part's first tile in tile_left
     std::vector<int> tile_chunks;                    // what tile_left starts from
     std::vector<Epilogue> epilogues;
-    std::vector<int> epilogue_of;  // per part; -1: none
+    std::vector<int> epilogue_of;                     // per part; -1: none
     std::unique_ptr<sync::Atomic<int>[]> block_left;  // chunks not yet done, per block of columns
     std::vector<int> block_chunks;                    // what block_left starts from
 

@@ -308,6 +308,64 @@ void test_descriptions() {
     CHECK_THROWS(std::invalid_argument, "row", tiny.runtime().logits(row));
 }
 
+// Every op is in one step, and what a traced pass did is there, or counted as lost.
+void test_trace() {
+  const TinyModel model(80, kQ4_0);
+  const TempFile file(model.content);
+  uint64_t weight_bytes = 0;
+  for (const auto& [name, w] : model.weights)
+    weight_bytes += static_cast<uint64_t>(w.n_rows) * row_bytes(kQ4_0, w.n_cols);
+  const std::vector<int32_t> tokens = {5, 9, 3, 70, 8};
+  for (int n_threads : {1, 3}) {
+    TinySetup setup;
+    setup.n_threads = n_threads;
+    setup.residency = Residency::kAlternating;
+    setup.trace_bytes = 1 << 17;
+    TinyRuntime tiny(model, file.path(), setup), silent(model, file.path(), [&] {
+      TinySetup same = setup;
+      same.trace_bytes = 0;
+      return same;
+    }());
+    CHECK(tiny.load() && silent.load());
+    Runtime& runtime = tiny.runtime();
+    size_t n_steps = 0;
+    for (int segment : {0, 1}) {
+      std::vector<int> ops;
+      for (const std::vector<int>& step : runtime.steps(segment))
+        ops.insert(ops.end(), step.begin(), step.end());
+      n_steps += runtime.steps(segment).size();
+      std::sort(ops.begin(), ops.end());
+      for (size_t i = 0; i < ops.size(); ++i) CHECK(ops[i] == static_cast<int>(i));
+      CHECK(ops.size() > runtime.steps(segment).size());
+    }
+    CHECK(runtime.take_trace().empty());
+    CHECK(same_bits(tiny.logits(tokens, 0), silent.logits(tokens, 0)));
+    CHECK(silent.runtime().take_trace().empty());
+    const std::vector<TraceEvent> events = runtime.take_trace();
+    CHECK(runtime.n_trace_lost() == 0 && runtime.take_trace().empty());
+    uint64_t flash = 0, resident = 0;
+    size_t n_passes = 0;
+    for (const TraceEvent& e : events) {
+      CHECK(e.start <= e.end && e.stall <= e.end - e.start && e.n_units > 0);
+      CHECK(e.thread < n_threads);
+      n_passes += e.step == TraceEvent::kPass;
+      flash += e.flash_bytes;
+      resident += e.resident_bytes;
+    }
+    CHECK(n_passes == tokens.size());
+    CHECK(flash > 0 && resident > 0 && flash + resident == tokens.size() * weight_bytes);
+    if (n_threads > 1) continue;
+    const size_t n_events = events.size();
+    CHECK(n_events >= tokens.size() * (n_steps + 2));
+    setup.trace_bytes = 7 * sizeof(TraceEvent) + 5;
+    TinyRuntime cramped(model, file.path(), setup);
+    CHECK(cramped.load());
+    CHECK(same_bits(cramped.logits(tokens, 0), silent.logits(tokens, 0)));
+    CHECK(cramped.runtime().take_trace().size() == 7);
+    CHECK(cramped.runtime().n_trace_lost() >= tokens.size() * (n_steps + 2) - 7);
+  }
+}
+
 void test_load() {
   const TinyModel model(50, kF32);
   TempFile file(model.content);
@@ -353,6 +411,7 @@ int main() {
   test::section("cancel", test_cancel);
   test::section("errors", test_errors);
   test::section("descriptions", test_descriptions);
+  test::section("trace", test_trace);
   test::section("load", test_load);
   return test::finish("runtime_test");
 }

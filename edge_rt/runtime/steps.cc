@@ -69,10 +69,9 @@ void Runtime::cut_into_chunks(Step& step) const {
     const Weight& weight = weights_[part.weight];
     total += row_bytes(weight.format, weight.n_cols) * weight.n_rows;
   }
-  const size_t chunk_bytes =
-      std::max(std::clamp(total / (pool_->size() * kChunksPerThread), kMinChunkBytes,
-                          kMaxChunkBytes),
-               total / kMostChunks);
+  const size_t chunk_bytes = std::max(
+      std::clamp(total / (pool_->size() * kChunksPerThread), kMinChunkBytes, kMaxChunkBytes),
+      total / kMostChunks);
   int n_tiles = 0;
   for (int p = 0; p < static_cast<int>(parts.size()); ++p) {
     const Weight& weight = weights_[parts[p].weight];
@@ -90,8 +89,7 @@ void Runtime::cut_into_chunks(Step& step) const {
   const auto is_streamed = [&](const Chunk& chunk) {
     return weights_[parts[chunk.part].weight].tiles[chunk.tile].arena_offset < 0;
   };
-  const auto resident =
-      std::stable_partition(step.chunks.begin(), step.chunks.end(), is_streamed);
+  const auto resident = std::stable_partition(step.chunks.begin(), step.chunks.end(), is_streamed);
   step.n_streamed = static_cast<int>(resident - step.chunks.begin());
   step.tile_left = std::make_unique<sync::Atomic<int>[]>(n_tiles);
   step.epilogue_of.assign(parts.size(), -1);

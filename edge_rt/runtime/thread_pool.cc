@@ -56,8 +56,7 @@ void ThreadPool::attend(int index) {
   State seen = 0;
   bool over = true;
   for (;;) {
-    if (over)
-      sync::spin(kSpins, [&] { return round_.load(std::memory_order_relaxed) != round; });
+    if (over) sync::spin(kSpins, [&] { return round_.load(std::memory_order_relaxed) != round; });
     sync::Lock lock(mutex_);
     for (;;) {
       if (stop_) return;

@@ -37,7 +37,14 @@ class Trace {
     const uint64_t time = now();
     if (open.n_units != 0 && (open.step != step || open.segment != segment)) close(lane);
     if (open.n_units++ == 0)
-      open = {time, 0, 0, 0, 0, 1, static_cast<uint16_t>(step), static_cast<uint8_t>(segment),
+      open = {time,
+              0,
+              0,
+              0,
+              0,
+              1,
+              static_cast<uint16_t>(step),
+              static_cast<uint8_t>(segment),
               static_cast<uint8_t>(thread)};
   }
   void stalled(int thread, uint64_t ns) { lanes_[thread].open.stall += ns; }

@@ -48,8 +48,8 @@ struct Counted {
 
 // --- the team of threads --------------------------------------------------------------------
 
-// Some steps need every thread: each of their units waits until all have begun. A thread that sleeps
-// where it should have been woken then stops everything.
+// Some steps need every thread: each of their units waits until all have begun. A thread that
+// sleeps where it should have been woken then stops everything.
 struct SomeWork final : Work {
   struct Step {
     Units units;
