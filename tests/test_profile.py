@@ -3,7 +3,6 @@ happen."""
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def profiled(model: Path, *args: object) -> dict[str, Any]:
 
 
 def matrix_bytes(model: Path) -> int:
-    with Engine(model, ram="64MiB") as engine:
+    with Engine(model, ram="1GiB") as engine:
         return sum(m.n_bytes for m in engine._planner.program.matrices)
 
 
@@ -65,7 +64,7 @@ def test_sums(chat_model: Path, n_threads: int, streamed: bool) -> None:
     assert decode[used] == 4 * matrix_bytes(chat_model) and decode[other] == 0
     assert [row["layer"] for row in decode["by_layer"]] == ["0", "1", "head"]
     names = {name for row in decode["by_op"] for name in row["op"].split("+")}
-    assert {"attn_q", "ffn_up", "ffn_down", "attention", "token_embd", "rms_norm"} <= names
+    assert {"attn_q", "ffn_up", "ffn_down", "attention", "output", "rms_norm"} <= names
     if streamed:
         assert 0 < decode["reading_ms"] and decode["flash_requests"] > 0
     else:
@@ -76,7 +75,7 @@ def test_stall_is_where_the_drive_is_slow(chat_model: Path, faults: Faults) -> N
     """A slow extent makes the operation stall that needs it, whoever reads."""
     collected: list[bytes] = []
     with Engine(
-        chat_model, ram="64MiB", threads=2, weight_cap="0", io="pread", trace=collected.append
+        chat_model, ram="1GiB", threads=2, weight_cap="0", io="pread", trace=collected.append
     ) as engine:
         steps = [
             steps_of(segment, steps, engine.matrix_name)
@@ -84,7 +83,10 @@ def test_stall_is_where_the_drive_is_slow(chat_model: Path, faults: Faults) -> N
         ]
         engine.decode(1)
         slow = engine.source.tensors["blk.1.attn_output.weight"]
-        faults.add("delay", 150, begin=slow.offset, end=slow.offset + slow.n_bytes)
+        # Not its first and last pages: reads of its neighbours cover them, too.
+        begin, end = slow.offset + 8192, slow.offset + slow.n_bytes - 8192
+        assert begin < end
+        faults.add("delay", 150, begin=begin, end=end)
         collected.clear()
         for token in range(3):
             engine.decode(token)
@@ -100,7 +102,7 @@ def test_stall_is_where_the_drive_is_slow(chat_model: Path, faults: Faults) -> N
 def test_tracing_changes_no_logits(stories_model: Path) -> None:
     rows = []
     for trace in (None, lambda events: None):
-        with Engine(stories_model, ram="64MiB", ctx=64, threads=2, trace=trace) as engine:
+        with Engine(stories_model, ram="1GiB", ctx=64, threads=2, trace=trace) as engine:
             engine.prefill([1, 40, 41, 42, 43])
             engine.decode(7)
             rows.append(engine.logits_bytes())
@@ -108,7 +110,7 @@ def test_tracing_changes_no_logits(stories_model: Path) -> None:
 
 
 def test_room_is_charged(stories_model: Path) -> None:
-    with Engine(stories_model, ram="64MiB") as engine:
+    with Engine(stories_model, ram="1GiB") as engine:
         planner = engine._planner
     plain, traced = (
         planner.plan(Settings(budget=64 << 20, ctx=64, n_threads=2, trace=trace))
@@ -117,7 +119,7 @@ def test_room_is_charged(stories_model: Path) -> None:
     assert plain.trace_bytes == 0
     assert traced.trace_bytes == 2 * 48 * (4 + sum(map(len, planner.program.operations)))
     more = traced.roles["activations"] - plain.roles["activations"]
-    assert 0 <= more - traced.trace_bytes < 4096 or more >= traced.trace_bytes
+    assert 0 <= more - traced.trace_bytes // 4096 * 4096 <= 2 * 4096
     assert traced.trace_offset % 8 == 0
     assert traced.trace_offset + traced.trace_bytes <= traced.arena_bytes
 
@@ -152,13 +154,15 @@ def test_windows() -> None:
     assert both.in_passes() == 1000
 
 
-def test_refusals(stories_model: Path) -> None:
+def test_refusals(stories_model: Path, tmp_path: Path) -> None:
     common = ("profile", stories_model, "--ram", "64MiB")
     edge_rt(*common, code=2)
     edge_rt(*common, "-p", "Zoo", "-n", 0, code=2)
     edge_rt(*common, "-p", "Zoo", "-n", 600, "--ctx", 64, code=2)
     edge_rt("profile", stories_model, "--ram", "20MiB", "-p", "Zoo", code=3)
-    edge_rt("profile", os.devnull, "--ram", "64MiB", "-p", "Zoo", code=4)
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"GGUF" + bytes(100))
+    edge_rt("profile", bad, "--ram", "64MiB", "-p", "Zoo", code=4)
 
 
 def test_text(stories_model: Path) -> None:
@@ -169,7 +173,7 @@ def test_text(stories_model: Path) -> None:
 
 
 def test_a_closed_engine_has_no_steps(stories_model: Path) -> None:
-    engine = Engine(stories_model, ram="64MiB")
+    engine = Engine(stories_model, ram="1GiB")
     engine.close()
     with pytest.raises(UsageError):
         engine.steps()

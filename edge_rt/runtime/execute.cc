@@ -71,7 +71,10 @@ bool Runtime::execute(Pass& pass) {
   stop_.store(false, std::memory_order_relaxed);
   failure_error_ = 0;
   next_poll_ = Clock::now() + kPollInterval;
+  uint64_t n_hits = 0, n_misses = 0;
   for (const auto& step : steps_[pass.segment]) {
+    n_hits += step->n_resident_tiles;
+    n_misses += step->tile_chunks.size();
     for (size_t t = 0; t < step->tile_chunks.size(); ++t)
       step->tile_left[t].store(step->tile_chunks[t], std::memory_order_relaxed);
     for (size_t b = 0; b < step->block_chunks.size(); ++b)
@@ -80,6 +83,8 @@ bool Runtime::execute(Pass& pass) {
   pool_->run(pass);
   if (!stop_.load(std::memory_order_relaxed)) {
     file_.check_unchanged();  // before anything is made of what was read
+    block_hits_.fetch_add(n_hits, std::memory_order_relaxed);
+    block_misses_.fetch_add(n_misses, std::memory_order_relaxed);
     return true;
   }
   ring_->reset();
@@ -297,12 +302,10 @@ void Runtime::run_chunk(const Pass& pass, Step& step, int unit, int thread) {
                       part.accumulate};
   kernels_->matmul(weight.format)(&rows, &x, pass.n_tokens, &out, scratch);
   if (trace_.is_on()) trace_.multiplied(thread, streamed, chunk.n_rows * bytes);
-  const int left = step.tile_left[step.tile_base[chunk.part] + chunk.tile].fetch_sub(
-      1, std::memory_order_acq_rel);
-  if (left == 1) {
-    (streamed ? block_misses_ : block_hits_).fetch_add(1, std::memory_order_relaxed);
-    if (streamed) ring_->release(sequence);
-  }
+  // Streamed tiles of a step follow each other in the stream.
+  if (streamed && step.tile_left[tile.stream_index - step.first_streamed].fetch_sub(
+                      1, std::memory_order_acq_rel) == 1)
+    ring_->release(sequence);
   if (step.epilogue_of[chunk.part] < 0) return;
   const Epilogue& epilogue = step.epilogues[step.epilogue_of[chunk.part]];
   for (int b = first / epilogue.block; b * epilogue.block < first + chunk.n_rows; ++b) {

@@ -121,7 +121,8 @@ struct Stats {
   uint64_t flash_bytes = 0;  // requested, padding included
   uint64_t flash_requests = 0;
   uint64_t reading_ns = 0;  // wall time with a read of the stream in flight, between calls as well
-  uint64_t block_hits = 0, block_misses = 0;  // tiles used from memory, tiles that were streamed
+  // Tiles used from memory, tiles that were streamed, of passes that were not given up.
+  uint64_t block_hits = 0, block_misses = 0;
 };
 
 // The Runtime is closed, or another call is in it.
@@ -210,8 +211,9 @@ class Runtime {
         described;              // indices of its ops in add_op's order, those of epilogues included
     std::vector<Chunk> chunks;  // of streamed tiles in the stream's order, then of resident ones
     int n_streamed = 0;
-    std::unique_ptr<sync::Atomic<int>[]> tile_left;  // chunks not yet done, per (part, tile)
-    std::vector<int> tile_base;                      // index of a part's first tile in tile_left
+    int n_resident_tiles = 0;
+    int first_streamed = 0;  // stream_index of its first streamed tile; the others follow
+    std::unique_ptr<sync::Atomic<int>[]> tile_left;  // chunks not yet done, per streamed tile
     std::vector<int> tile_chunks;                    // what tile_left starts from
     std::vector<Epilogue> epilogues;
     std::vector<int> epilogue_of;                     // per part; -1: none

@@ -2,6 +2,7 @@
 // and what its units are.
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 
 #include "edge_rt/runtime/runtime.h"
 
@@ -72,16 +73,22 @@ void Runtime::cut_into_chunks(Step& step) const {
   const size_t chunk_bytes = std::max(
       std::clamp(total / (pool_->size() * kChunksPerThread), kMinChunkBytes, kMaxChunkBytes),
       total / kMostChunks);
-  int n_tiles = 0;
   for (int p = 0; p < static_cast<int>(parts.size()); ++p) {
     const Weight& weight = weights_[parts[p].weight];
     const size_t bytes = row_bytes(weight.format, weight.n_cols);
     const int rows = static_cast<int>(std::max<size_t>(8, chunk_bytes / bytes / 8 * 8));
-    step.tile_base.push_back(n_tiles);
-    for (int t = 0; t < static_cast<int>(weight.tiles.size()); ++t, ++n_tiles) {
+    for (int t = 0; t < static_cast<int>(weight.tiles.size()); ++t) {
       const Tile& tile = weight.tiles[t];
       const int n_chunks = (tile.n_rows + rows - 1) / rows;
-      step.tile_chunks.push_back(n_chunks);
+      if (tile.arena_offset >= 0) {
+        ++step.n_resident_tiles;
+      } else {
+        const int n_before = static_cast<int>(step.tile_chunks.size());
+        if (n_before == 0) step.first_streamed = tile.stream_index;
+        if (tile.stream_index != step.first_streamed + n_before)
+          throw std::invalid_argument("weights must be added in the order of their use");
+        step.tile_chunks.push_back(n_chunks);
+      }
       for (int c = 0; c < n_chunks; ++c)
         step.chunks.push_back({p, t, c * rows, std::min(rows, tile.n_rows - c * rows)});
     }
@@ -91,7 +98,7 @@ void Runtime::cut_into_chunks(Step& step) const {
   };
   const auto resident = std::stable_partition(step.chunks.begin(), step.chunks.end(), is_streamed);
   step.n_streamed = static_cast<int>(resident - step.chunks.begin());
-  step.tile_left = std::make_unique<sync::Atomic<int>[]>(n_tiles);
+  step.tile_left = std::make_unique<sync::Atomic<int>[]>(step.tile_chunks.size());
   step.epilogue_of.assign(parts.size(), -1);
 }
 
@@ -196,7 +203,7 @@ void Runtime::fuse(Step& step, std::vector<Op>& ops, std::vector<int>& described
     epilogue.block *= (kEpilogueColumns + epilogue.block - 1) / epilogue.block;
     epilogue.first_block = static_cast<int>(step.block_chunks.size());
     const int n_blocks = (epilogue.width + epilogue.block - 1) / epilogue.block;
-    step.block_chunks.resize(step.block_chunks.size() + n_blocks);
+    if (!parts.empty()) step.block_chunks.resize(step.block_chunks.size() + n_blocks);
     for (size_t p = 0; p < parts.size(); ++p)
       if (contains(epilogue.buffers, parts[p].dst))
         step.epilogue_of[p] = static_cast<int>(step.epilogues.size());

@@ -1,5 +1,6 @@
 #include "edge_rt/runtime/thread_pool.h"
 
+#include <algorithm>
 #include <chrono>
 #include <system_error>
 
@@ -106,10 +107,14 @@ ThreadPool::State ThreadPool::take_units(int thread) {
       return state;
     }
     const bool waiting = some_waiting && (!some_free || work_->is_ready(step, n_waiting));
-    const State next = state + (State{1} << (waiting ? kWaitingShift : 0));
+    // Several free units at a time, fewer towards the end: the threads meet less often, and end
+    // together (guided self-scheduling, Polychronopoulos and Kuck 1987).
+    const int n = waiting ? 1 : std::max(1, (units.free - n_free) / (2 * n_threads_));
+    const State next = state + (static_cast<State>(n) << (waiting ? kWaitingShift : 0));
     if (!state_.compare_exchange_strong(state, next, std::memory_order_acq_rel)) continue;
-    work_->run_unit(step, waiting ? n_waiting : units.waiting + n_free, thread);
-    if (unfinished_.fetch_sub(1, std::memory_order_acq_rel) == 1) end_step(step);
+    const int first = waiting ? n_waiting : units.waiting + n_free;
+    for (int unit = first; unit < first + n; ++unit) work_->run_unit(step, unit, thread);
+    if (unfinished_.fetch_sub(n, std::memory_order_acq_rel) == n) end_step(step);
   }
 }
 
