@@ -31,6 +31,7 @@ from edge_rt.apps.list import list_models
 from edge_rt.apps.options import catch_interrupt, printable, say
 from edge_rt.apps.plan import plan
 from edge_rt.apps.ppl import ppl
+from edge_rt.apps.profile import profile
 from edge_rt.apps.pull import pull
 from edge_rt.errors import EdgeRTError
 
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (chat, generate, ppl, plan, bench, inspect, pull):
+for command in (chat, generate, ppl, plan, profile, bench, inspect, pull):
     app.command()(command)
 app.command("list")(list_models)
 

@@ -54,6 +54,8 @@ def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str, i
     )
     runtime.set_scratch(offset=plan.scratch_offset, bytes_per_thread=plan.scratch_bytes)
     runtime.set_logits(buffers[LOGITS], plan.logit_rows)
+    if plan.trace_bytes:
+        runtime.set_trace(plan.trace_offset, plan.trace_bytes)
     runtime.finish(ring_offset=plan.ring_offset, ring_bytes=plan.ring_bytes)
     return runtime
 

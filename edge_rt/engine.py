@@ -33,7 +33,7 @@ from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.lowering import build_program
 from edge_rt.planner import Plan, Planner, Settings, default_threads, reusable
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
-from edge_rt.program import HEAD, LAYERS
+from edge_rt.program import HEAD, LAYERS, Operation
 from edge_rt.runtime._runtime import (
     Arena,
     Gate,
@@ -173,7 +173,7 @@ class Engine:
     ``ram``: what the process may hold, e.g. ``"1.5GiB"`` (None: nine tenths of what is free).
     ``ctx``: positions of the KV cache. ``kv``: its elements, ``"f16"`` or ``"f32"``. ``weight_cap``
     lowers residency below what the budget allows. ``progress(done, total)`` is called while
-    loading.
+    loading, ``trace(events)`` after each pass with what its threads did (`edge_rt.trace` reads it).
 
     Raises `BudgetError` before anything is loaded if the budget cannot hold the model, `ModelError`
     for files that are damaged or not supported (and later, from requests, where damaged weights
@@ -197,6 +197,7 @@ class Engine:
         io: str = "auto",
         weight_cap: str | int | None = None,
         progress: Progress | None = None,
+        trace: Callable[[bytes], object] | None = None,
     ) -> None:
         if io not in ("auto", "uring", "pread"):
             raise UsageError(f"io is {io!r}: it must be auto, uring or pread")
@@ -209,10 +210,12 @@ class Engine:
         self._ready = False
         self._arena: Arena | None = None
         self._progress = progress
+        self._trace = trace
         self._isa = _isa()
         self._io = io
         self.source, self._planner, self._file = open_planner(model)
-        self._settings = make_settings(self._planner, ram, ctx, threads, kv, weight_cap)
+        settings = make_settings(self._planner, ram, ctx, threads, kv, weight_cap)
+        self._settings = replace(settings, trace=trace is not None)
         self._plan = self._planner.plan(self._settings)
         self._plan.require_fit(os.path.basename(self.source.path))
         self._history: list[int] = []
@@ -375,6 +378,24 @@ class Engine:
         ns."""
         return self._running().stats()
 
+    def steps(self) -> tuple[list[list[Operation]], list[list[Operation]]]:
+        """The operations of each step that a trace's events name, by segment."""
+        runtime, operations = self._running(), self._planner.program.operations
+        layers, head = (
+            [[operations[segment][i] for i in step] for step in runtime.steps(segment)]
+            for segment in (LAYERS, HEAD)
+        )
+        return layers, head
+
+    @property
+    def n_trace_lost(self) -> int:
+        """Events that a trace had no room for."""
+        return self._running().n_trace_lost
+
+    def matrix_name(self, index: int) -> str:
+        """The tensor that a `MatmulPart` of a step multiplies with."""
+        return self._planner.program.matrices[index].tensor.name
+
     def learn(self, steps: int, seconds: float, stall_s: float) -> None:
         """Keep the rates of a decoding run for later forecasts."""
         learn(self._planner, self._plan, steps, seconds, stall_s)
@@ -434,6 +455,7 @@ class Engine:
             self._written = max(self._written, start + len(part))
             with storage_errors():
                 runtime.run(part, start, with_head=start + step >= len(tokens))
+            self._show_trace(runtime)
             self._history.extend(part)
 
     def decode(self, token: int) -> None:
@@ -447,6 +469,11 @@ class Engine:
         with storage_errors():
             runtime.run([token], len(self._history), with_head=True)
         self._history.append(token)
+        self._show_trace(runtime)
+
+    def _show_trace(self, runtime: Runtime) -> None:
+        if self._trace is not None:
+            self._trace(runtime.take_trace())
 
     def score_rows(self, tokens: Sequence[int], first: int) -> Iterator[tuple[int, int]]:
         """Run ``tokens`` from an empty context; yield (index, logits row) for every index >=
@@ -470,10 +497,12 @@ class Engine:
             self._written = max(self._written, end)
             with storage_errors():
                 self._running().run(part, start, with_head=False)
+            self._show_trace(self._running())
             self._history.extend(part)
             for row, count in heads:
                 with storage_errors():
                     self._running().run_head(row - start, count)
+                self._show_trace(self._running())
                 for offset in range(count):
                     yield row + offset, offset
 

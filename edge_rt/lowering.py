@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_rt.errors import ModelError
 from edge_rt.loaders.gguf_cursor import clip
@@ -86,6 +86,7 @@ class _Builder:
             embedding_format=self.format(embedding),
         )
         self.input = X  # what the next part reads
+        self.layer = -1  # of what is emitted
 
     def build(self) -> Program:
         p, h = self.program, self.hyper
@@ -94,9 +95,10 @@ class _Builder:
             p.buffers[f"{ROPE}{index}"] = 2 * len(rope.frequencies)
         self.emit(LAYERS, Operation("rope_tables"))
         self.scale(LAYERS, X, h.embedding_scale)
-        for layer in range(h.n_layers):
+        for self.layer in range(h.n_layers):
             for part in self.architecture.layer:
-                self.add(part, layer)
+                self.add(part, self.layer)
+        self.layer = -1
         self.norm(self.architecture.final_norm, HEAD)
         head = f"{self.architecture.head}.weight"
         head_name = head if head in self.tensors else f"{self.architecture.embedding}.weight"
@@ -151,13 +153,12 @@ class _Builder:
         if kind.rope is not None:
             for dst in (Q, K):
                 self.emit(LAYERS, Operation("rope", src=f"{ROPE}{kind.rope}", dst=dst))
-        self.emit(LAYERS, Operation("store_kv", src=K, src2=V, layer=layer))
+        self.emit(LAYERS, Operation("store_kv", src=K, src2=V))
         self.program.buffers[ATTENDED] = n_q
         attend = Operation(
             "attention",
             src=Q,
             dst=ATTENDED,
-            layer=layer,
             value=h.attention_scale,
             window=kind.window,
             cap=h.attention_cap,
@@ -227,7 +228,7 @@ class _Builder:
         self.emit(segment, Operation("matmul", parts=tuple(parts)))
 
     def emit(self, segment: int, operation: Operation) -> None:
-        self.program.operations[segment].append(operation)
+        self.program.operations[segment].append(replace(operation, layer=self.layer))
 
     def tensor(self, name: str) -> TensorInfo:
         if name not in self.tensors:

@@ -40,6 +40,7 @@ _MIN_TILE_BYTES, _MAX_TILE_BYTES = 128 * KIB, 4 * MIB
 # tiles would take minutes and hundreds of MiB before anything was refused.
 _MOST_TILES = 32768
 _ATTENTION_TILE = 32  # kAttentionTile of kernels.h
+_TRACE_EVENT_BYTES = 48  # TraceEvent of runtime/trace.h
 _CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
 
 
@@ -66,6 +67,7 @@ class Settings:
     reserved: int = 0  # held by the caller on top: results of `logits`, for one
     baseline: int = 0  # measured: interpreter and tokenizer; 0: unknown, the ceilings hold
     chat_loaded: bool = False  # what `budget.CHAT_BYTES` is for is in the baseline
+    trace: bool = False  # room for what the threads do in a pass
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Plan:
     buffers: dict[str, int] = field(default_factory=dict)
     scratch_offset: int = 0
     scratch_bytes: int = 0
+    trace_offset: int = 0
+    trace_bytes: int = 0
     candidates_offset: int = 0
     staging_offset: int = 0
     staging_bytes: int = 0
@@ -199,7 +203,13 @@ class Planner:
         working += self._scratch_bytes() * settings.n_threads
         candidates = align_up(self.program.n_vocab * _CANDIDATE_BYTES, 64)
         kept = self._buffers_bytes((X, LOGITS), pass_tokens, logit_rows)
+        kept += align_up(self._trace_bytes(settings), 64)
         return align_up(kept + max(working, candidates), PAGE)
+
+    def _trace_bytes(self, settings: Settings) -> int:
+        """Room for one pass and its head: an operation makes one event of a thread at most."""
+        n_events = sum(map(len, self.program.operations)) + 4
+        return n_events * _TRACE_EVENT_BYTES * settings.n_threads if settings.trace else 0
 
     def _kv_bytes(self, settings: Settings) -> int:
         rows = sum(kv_positions(self.program, settings.ctx))
@@ -372,10 +382,12 @@ class Planner:
         for name in (X, LOGITS, *self._working()):
             n_bytes = self._buffer_bytes(name, plan.pass_tokens, plan.logit_rows)
             plan.buffers[name] = take(n_bytes, 64)
+        plan.trace_bytes = self._trace_bytes(settings)
         plan.scratch_bytes = self._scratch_bytes()
         plan.scratch_offset = take(plan.scratch_bytes * settings.n_threads, 64)
         plan.candidates_offset = min(plan.buffers[name] for name in self._working())
         at = max(at, plan.candidates_offset + self.program.n_vocab * _CANDIDATE_BYTES)
+        plan.trace_offset = take(plan.trace_bytes, 64)
         plan.staging_bytes = self._staging_bytes()
         plan.staging_offset = take(plan.pass_tokens * plan.staging_bytes, grid)
         plan.ring_offset = take(plan.ring_bytes, grid)

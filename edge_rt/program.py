@@ -81,7 +81,7 @@ class Operation:
     src2: str = ""
     dst: str = ""
     vector: str = ""
-    layer: int = -1
+    layer: int = -1  # that it belongs to; -1: none
     value: float = 0.0
     width: int = 0
     window: int = 0

@@ -132,6 +132,7 @@ void StreamRing::grant() {
     reader_.submit({extent.offset, extent.length, extent.lead + block.length, memory_ + at,
                     &StreamRing::on_done, this, granted_},
                    /*urgent=*/false);
+    if (in_flight_ == 0) reading_since_ = std::chrono::steady_clock::now();
     ++in_flight_;  // not before: submit may throw, and on_done waits for our lock
     ++granted_;
   }
@@ -144,9 +145,21 @@ void StreamRing::on_done(void* context, uint64_t tag, int error, const char* rea
   s.error = error;
   if (error != 0) s.reason = reason, self->failed_ = true;
   s.ready.store(tag + 1, std::memory_order_release);
+  if (self->in_flight_ == 1) self->reading_ns_ = self->reading_ns_now();
   --self->in_flight_;
   // Under the lock: once the last read is seen as done, the ring may be destroyed.
   self->arrived_.notify_all();
+}
+
+uint64_t StreamRing::reading_ns_now() const {
+  if (in_flight_ == 0) return reading_ns_;
+  const auto open = std::chrono::steady_clock::now() - reading_since_;
+  return reading_ns_ + static_cast<uint64_t>(open / std::chrono::nanoseconds(1));
+}
+
+uint64_t StreamRing::reading_ns() const {
+  sync::Lock lock(mutex_);
+  return reading_ns_now();
 }
 
 const std::byte* StreamRing::wait(uint64_t sequence, const std::function<bool()>& poll) {

@@ -18,6 +18,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <string>
@@ -56,6 +57,11 @@ class StreamRing {
   // true from it ends the wait with nullptr. Throws IoError if the read failed. Any thread.
   const std::byte* wait(uint64_t sequence, const std::function<bool()>& poll);
 
+  // Whether wait() would return, or throw, at once. Any thread.
+  bool is_ready(uint64_t sequence) const {
+    return slots_[sequence % slots_.size()].ready.load(std::memory_order_acquire) == sequence + 1;
+  }
+
   // Gives a block's memory back. Once per sequence number, in any order, any thread.
   void release(uint64_t sequence);
 
@@ -69,6 +75,9 @@ class StreamRing {
 
   uint64_t bytes_requested() const { return bytes_requested_.load(std::memory_order_relaxed); }
   uint64_t requests() const { return requests_.load(std::memory_order_relaxed); }
+  // Wall time with a read in flight, so far. There is none only while no memory is free or nothing
+  // is planned.
+  uint64_t reading_ns() const;
 
  private:
   struct Slot {
@@ -89,6 +98,7 @@ class StreamRing {
   void append(int segment);
   bool has_failed(const Instance& instance);
   bool wait_until_loaded(sync::Lock& lock, const std::function<bool()>& poll);
+  uint64_t reading_ns_now() const;  // with mutex_ held
   Slot& slot(uint64_t sequence) { return slots_[sequence % slots_.size()]; }
 
   Reader& reader_;
@@ -98,7 +108,7 @@ class StreamRing {
   std::vector<std::vector<StreamBlock>> segments_;
   std::vector<Slot> slots_;
 
-  sync::Mutex mutex_;
+  mutable sync::Mutex mutex_;
   sync::CondVar arrived_;
   std::deque<Instance> instances_;  // not yet wholly granted or not yet begun
   size_t n_begun_ = 0;              // instances at the front that begin() has handed out
@@ -106,6 +116,9 @@ class StreamRing {
   uint64_t granted_ = 0;            // first sequence number without memory
   uint64_t oldest_ = 0;             // first sequence number that still has memory
   uint64_t in_flight_ = 0;
+  uint64_t reading_ns_ = 0;  // until the last time that no read was in flight
+  // Not the scheduler's clock in tests: what is counted decides nothing.
+  std::chrono::steady_clock::time_point reading_since_;
   bool failed_ = false;     // a read has, since the last reset
   bool abandoned_ = false;  // reads in flight belong to a plan that was given up: grant nothing
   std::atomic<uint64_t> bytes_requested_{0}, requests_{0};

@@ -203,6 +203,7 @@ void bind_runtime(nb::module_& m) {
           "staging_bytes"_a)
       .def("set_scratch", &Runtime::set_scratch, "offset"_a, "bytes_per_thread"_a)
       .def("set_logits", &Runtime::set_logits, "buffer"_a, "n_rows"_a)
+      .def("set_trace", &Runtime::set_trace, "offset"_a, "bytes"_a)
       .def("finish", &Runtime::finish, "ring_offset"_a, "ring_bytes"_a)
       .def(
           "load",
@@ -316,6 +317,14 @@ void bind_runtime(nb::module_& m) {
       .def_prop_ro("max_tokens", &Runtime::max_tokens)
       .def_prop_ro("io", &Runtime::io)
       .def_prop_ro("why_no_uring", &Runtime::why_no_uring)
+      .def("steps", &Runtime::steps, "segment"_a)
+      .def("take_trace",
+           [](Runtime& r) {
+             const std::vector<TraceEvent> events = r.take_trace();
+             return nb::bytes(reinterpret_cast<const char*>(events.data()),
+                              events.size() * sizeof(TraceEvent));
+           })
+      .def_prop_ro("n_trace_lost", &Runtime::n_trace_lost)
       .def("stats", [](const Runtime& r) {
         const Stats s = r.stats();
         nb::dict d;
@@ -325,6 +334,7 @@ void bind_runtime(nb::module_& m) {
         d["run_ns"] = s.run_ns;
         d["flash_bytes"] = s.flash_bytes;
         d["flash_requests"] = s.flash_requests;
+        d["reading_ns"] = s.reading_ns;
         d["block_hits"] = s.block_hits;
         d["block_misses"] = s.block_misses;
         return d;

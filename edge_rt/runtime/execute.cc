@@ -1,5 +1,6 @@
-// Running one pass: the compute threads walk the step list together; matmuls and attention are
-// handed out in work units, the rest by token.
+// Running one pass: the compute threads take the units of one step after the other: rows of a
+// matmul's tile, a head of attention, a token of the rest.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -27,41 +28,63 @@ bool Runtime::run(const int32_t* tokens, int n_tokens, int position, bool with_h
   const Use use(*this);
   const std::function<bool()> stop = [&] { return cancelled_.load() || poll(); };
   const auto start = Clock::now();
-  bool done =
-      embed(tokens, n_tokens, stop) && execute(0, {&stop, n_tokens, position, 0, 0, &steps_[0]});
+  const uint64_t trace_start = trace_.is_on() ? Trace::now() : 0;
+  bool done = embed(tokens, n_tokens, stop);
+  if (trace_.is_on())
+    trace_.add_span(TraceEvent::kEmbedding, trace_start, Trace::now() - trace_start);
+  if (done) {
+    Pass pass(*this, stop);
+    pass.n_tokens = n_tokens;
+    pass.position = position;
+    done = execute(pass);
+  }
   if (done && with_head) done = run_rows(n_tokens - 1, 1, stop);
   if (done) {
     passes_.fetch_add(1, std::memory_order_relaxed);
     tokens_.fetch_add(n_tokens, std::memory_order_relaxed);
   }
   run_ns_.fetch_add(nanoseconds_since(start), std::memory_order_relaxed);
+  if (trace_.is_on()) trace_.add_span(TraceEvent::kPass, trace_start, 0);
   return ended(done);
 }
 
 bool Runtime::run_head(int first, int n_rows, const std::function<bool()>& poll) {
   const Use use(*this);
-  return ended(run_rows(first, n_rows, [&] { return cancelled_.load() || poll(); }));
+  const uint64_t trace_start = trace_.is_on() ? Trace::now() : 0;
+  const bool done = run_rows(first, n_rows, [&] { return cancelled_.load() || poll(); });
+  if (trace_.is_on()) trace_.add_span(TraceEvent::kPass, trace_start, 0);
+  return ended(done);
 }
 
 bool Runtime::run_rows(int first, int n_rows, const std::function<bool()>& poll) {
   if (first < 0 || n_rows < 1 || n_rows > logit_rows_ || first > max_tokens_ - n_rows)
     throw std::invalid_argument("logits of rows that were not computed");
-  return execute(1, {&poll, n_rows, 0, first, 0, &steps_[1]});
+  Pass pass(*this, poll);
+  pass.segment = 1;
+  pass.n_tokens = n_rows;
+  pass.first_row = first;
+  return execute(pass);
 }
 
-bool Runtime::execute(int segment, Pass pass) {
-  pass.sequence = ring_->begin(segment);
+bool Runtime::execute(Pass& pass) {
+  pass.sequence = ring_->begin(pass.segment);
   stop_.store(false, std::memory_order_relaxed);
   failure_error_ = 0;
   next_poll_ = Clock::now() + kPollInterval;
-  for (const auto& step : *pass.steps) {
-    step->next.store(0, std::memory_order_relaxed);
+  uint64_t n_hits = 0, n_misses = 0;
+  for (const auto& step : steps_[pass.segment]) {
+    n_hits += step->n_resident_tiles;
+    n_misses += step->tile_chunks.size();
     for (size_t t = 0; t < step->tile_chunks.size(); ++t)
       step->tile_left[t].store(step->tile_chunks[t], std::memory_order_relaxed);
+    for (size_t b = 0; b < step->block_chunks.size(); ++b)
+      step->block_left[b].store(step->block_chunks[b], std::memory_order_relaxed);
   }
-  pool_->run([&](int thread) { run_steps(pass, thread); }, [&] { should_stop(pass, 0); });
+  pool_->run(pass);
   if (!stop_.load(std::memory_order_relaxed)) {
     file_.check_unchanged();  // before anything is made of what was read
+    block_hits_.fetch_add(n_hits, std::memory_order_relaxed);
+    block_misses_.fetch_add(n_misses, std::memory_order_relaxed);
     return true;
   }
   ring_->reset();
@@ -69,32 +92,54 @@ bool Runtime::execute(int segment, Pass pass) {
   return false;
 }
 
-void Runtime::run_steps(const Pass& pass, int thread) {
-  const auto& steps = *pass.steps;
-  for (size_t i = 0; i < steps.size(); ++i) {
-    Step& step = *steps[i];
-    // A stopped pass still meets every barrier, so that no thread waits for one that left.
-    if (!should_stop(pass, thread)) {
-      if (step.by_token) {
-        for (int t = thread; t < pass.n_tokens; t += pool_->size())
-          run_by_token(pass, step.op, t, i == 0);
-      } else if (step.op.kind == OpKind::kAttention) {
-        run_attention(pass, step, thread);
-      } else {
-        run_chunks(pass, step, thread);
-      }
-    }
-    const bool same_thread_goes_on =
-        step.by_token && i + 1 < steps.size() && steps[i + 1]->by_token;
-    if (!same_thread_goes_on && i + 1 < steps.size()) pool_->barrier(thread);
+Work::Units Runtime::Pass::units(int index) const {
+  const Step& s = step(index);
+  switch (s.kind()) {
+    case OpKind::kMatmul:
+      return {s.n_streamed, static_cast<int>(s.chunks.size()) - s.n_streamed};
+    case OpKind::kAttention:
+      return {0, runtime.attention_units(*this)};
+    default:
+      return {0, n_tokens};
   }
+}
+
+bool Runtime::Pass::is_ready(int index, int unit) const {
+  const Step& s = step(index);
+  const Chunk& chunk = s.chunks[unit];
+  const Weight& weight = runtime.weights_[s.ops[0].parts[chunk.part].weight];
+  return runtime.ring_->is_ready(sequence + weight.tiles[chunk.tile].stream_index);
+}
+
+void Runtime::Pass::run_unit(int index, int unit, int thread) {
+  // A stopped pass still goes through its units, without doing anything.
+  if (runtime.should_stop(*this, thread)) return;
+  Trace& trace = runtime.trace_;
+  if (trace.is_on()) trace.begin_unit(thread, segment, index);
+  Step& s = *runtime.steps_[segment][index];
+  switch (s.kind()) {
+    case OpKind::kMatmul:
+      runtime.run_chunk(*this, s, unit, thread);
+      break;
+    case OpKind::kAttention:
+      runtime.run_attention(*this, s, unit);
+      break;
+    default:
+      for (const Op& op : s.ops) {
+        const bool first_op = index == 0 && &op == &s.ops[0];
+        const int buffer = op.dst < 0 ? op.src : op.dst;  // of kStoreKv
+        const int width = buffer < 0 ? 0 : runtime.buffers_[buffer].width;
+        runtime.run_op(*this, op, unit, first_op ? unit + first_row : unit, 0, width);
+      }
+  }
+  if (trace.is_on()) trace.end_unit(thread);
 }
 
 bool Runtime::should_stop(const Pass& pass, int thread) {
   if (stop_.load(std::memory_order_relaxed)) return true;
   if (thread != 0 || Clock::now() < next_poll_) return false;
   next_poll_ = Clock::now() + kPollInterval;
-  if (!(*pass.poll)()) return false;
+  if (!pass.poll()) return false;
   stop_.store(true, std::memory_order_relaxed);
   return true;
 }
@@ -105,49 +150,49 @@ void Runtime::fail(const std::string& reason, int error) {
   stop_.store(true, std::memory_order_relaxed);
 }
 
-void Runtime::run_by_token(const Pass& pass, const Op& op, int token, bool first_op) {
-  const int source_token = first_op ? token + pass.first_row : token;
+// An op for columns [first, first + n) of one token.
+void Runtime::run_op(const Pass& pass, const Op& op, int token, int source_token, int first,
+                     int n) {
   switch (op.kind) {
     case OpKind::kRmsNorm: {
       const auto* weight = reinterpret_cast<const float*>(at(op.vector_offset));
       const float* x = row(op.src, source_token);
       float* y = row(op.dst, token);
-      for (int j = 0; j < buffers_[op.src].width; j += op.width)
+      for (int j = first; j < first + n; j += op.width)
         kernels_->rms_norm(x + j, weight, op.width, op.value, y + j);
       break;
     }
     case OpKind::kQuantize: {
       const Activations a = activations(op.dst);
-      const size_t blocks = a.stride / kBlockColumns;
-      kernels_->quantize(row(op.src, token), buffers_[op.src].width,
-                         const_cast<int8_t*>(a.codes) + token * a.stride,
-                         const_cast<float*>(a.scales) + token * blocks,
-                         const_cast<int16_t*>(a.sums) + 2 * token * blocks);
+      const size_t at = token * a.stride + first;
+      kernels_->quantize(row(op.src, token) + first, n, const_cast<int8_t*>(a.codes) + at,
+                         const_cast<float*>(a.scales) + at / kBlockColumns,
+                         const_cast<int16_t*>(a.sums) + 2 * (at / kBlockColumns));
       break;
     }
     case OpKind::kAddBias: {
       const auto* bias = reinterpret_cast<const float*>(at(op.vector_offset));
       float* y = row(op.dst, token);
-      for (int j = 0; j < buffers_[op.dst].width; ++j) y[j] = y[j] + bias[j];
+      for (int j = first; j < first + n; ++j) y[j] = y[j] + bias[j];
       break;
     }
     case OpKind::kAdd: {
       const float* x = row(op.src, token);
       float* y = row(op.dst, token);
-      for (int j = 0; j < buffers_[op.dst].width; ++j) y[j] = y[j] + op.value * x[j];
+      for (int j = first; j < first + n; ++j) y[j] = y[j] + op.value * x[j];
       break;
     }
     case OpKind::kScale: {
       float* y = row(op.dst, token);
-      for (int j = 0; j < buffers_[op.dst].width; ++j) y[j] = y[j] * op.value;
+      for (int j = first; j < first + n; ++j) y[j] = y[j] * op.value;
       break;
     }
     case OpKind::kSoftcap:
-      kernels_->softcap(row(op.dst, token), buffers_[op.dst].width, op.value);
+      kernels_->softcap(row(op.dst, token) + first, n, op.value);
       break;
     case OpKind::kRope: {
       float* heads = row(op.dst, token);
-      for (int j = 0; j < buffers_[op.dst].width; j += attention_.head_dim)
+      for (int j = first; j < first + n; j += attention_.head_dim)
         rotate(heads + j, row(op.src, token), buffers_[op.src].width / 2);
       break;
     }
@@ -155,30 +200,35 @@ void Runtime::run_by_token(const Pass& pass, const Op& op, int token, bool first
       run_rope_tables(pass, token);
       break;
     case OpKind::kStoreKv: {
-      const int n = attention_.head_dim;
+      const int n_dim = attention_.head_dim;
       for (int which = 0; which < 2; ++which) {
         const float* source = row(which == 0 ? op.src : op.src2, token);
-        for (int h = 0; h < attention_.n_kv_heads; ++h) {
+        for (int h = first / n_dim; h < (first + n) / n_dim; ++h) {
           std::byte* target = kv(op.layer, which, h, pass.position + token);
           if (attention_.half) {
-            kernels_->to_half(source + h * n, reinterpret_cast<uint16_t*>(target), n);
+            kernels_->to_half(source + h * n_dim, reinterpret_cast<uint16_t*>(target), n_dim);
           } else {
-            std::memcpy(target, source + h * n, n * sizeof(float));
+            std::memcpy(target, source + h * n_dim, n_dim * sizeof(float));
           }
         }
       }
       break;
     }
     case OpKind::kSiluGate:
-      kernels_->silu_gate(row(op.dst, token), row(op.src, token), buffers_[op.dst].width);
+      kernels_->silu_gate(row(op.dst, token) + first, row(op.src, token) + first, n);
       break;
     case OpKind::kGeluGate:
-      kernels_->gelu_gate(row(op.dst, token), row(op.src, token), buffers_[op.dst].width);
+      kernels_->gelu_gate(row(op.dst, token) + first, row(op.src, token) + first, n);
       break;
     case OpKind::kMatmul:
     case OpKind::kAttention:
       break;
   }
+}
+
+void Runtime::run_epilogue(const Pass& pass, const Epilogue& epilogue, int token, int first,
+                           int n) {
+  for (const Op& op : epilogue.ops) run_op(pass, op, token, token, first, n);
 }
 
 void Runtime::run_rope_tables(const Pass& pass, int token) {
@@ -210,67 +260,77 @@ float Runtime::attention_scale(const Op& op, int position) const {
   return static_cast<float>(op.value * (1 + attention_.temperature * std::log1p(periods)));
 }
 
-void Runtime::run_attention(const Pass& pass, Step& step, int thread) {
+void Runtime::run_attention(const Pass& pass, const Step& step, int unit) {
   const AttentionShape& a = attention_;
-  const int n_units = pass.n_tokens * a.n_heads;
+  const Op& op = step.ops[0];
   const int group = a.n_heads / a.n_kv_heads;
-  // The last tokens see the most positions: hand them out first.
-  for (int unit; (unit = step.next.fetch_add(1, std::memory_order_relaxed)) < n_units;) {
-    if (should_stop(pass, thread)) return;
-    const int token = pass.n_tokens - 1 - unit / a.n_heads, head = unit % a.n_heads;
-    const int position = pass.position + token;
-    const bool windowed = step.op.window > 0 && position >= step.op.window;
-    const AttentionArgs args = {row(step.op.src, token) + head * a.head_dim,
-                                kv(step.op.layer, 0, head / group, 0),
-                                kv(step.op.layer, 1, head / group, 0),
-                                row(step.op.dst, token) + head * a.head_dim,
-                                a.head_dim,
-                                position + 1,
-                                attention_scale(step.op, position),
-                                windowed ? position + 1 - step.op.window : 0,
-                                step.op.cap,
-                                a.kv_positions[step.op.layer]};
-    (a.half ? kernels_->attention_f16 : kernels_->attention_f32)(&args);
+  // The last tokens see the most positions: they come first.
+  const int token = pass.n_tokens - 1 - unit / a.n_heads, head = unit % a.n_heads;
+  const int position = pass.position + token;
+  const bool windowed = op.window > 0 && position >= op.window;
+  const AttentionArgs args = {row(op.src, token) + head * a.head_dim,
+                              kv(op.layer, 0, head / group, 0),
+                              kv(op.layer, 1, head / group, 0),
+                              row(op.dst, token) + head * a.head_dim,
+                              a.head_dim,
+                              position + 1,
+                              attention_scale(op, position),
+                              windowed ? position + 1 - op.window : 0,
+                              op.cap,
+                              a.kv_positions[op.layer]};
+  (a.half ? kernels_->attention_f16 : kernels_->attention_f32)(&args);
+  for (const Epilogue& epilogue : step.epilogues)
+    run_epilogue(pass, epilogue, token, head * a.head_dim, a.head_dim);
+}
+
+void Runtime::run_chunk(const Pass& pass, Step& step, int unit, int thread) {
+  auto* scratch = reinterpret_cast<uint8_t*>(at(scratch_offset_)) + thread * scratch_bytes_;
+  const Chunk& chunk = step.chunks[unit];
+  const MatmulPart& part = step.ops[0].parts[chunk.part];
+  const Weight& weight = weights_[part.weight];
+  const Tile& tile = weight.tiles[chunk.tile];
+  const bool streamed = unit < step.n_streamed;
+  const uint64_t sequence = pass.sequence + tile.stream_index;
+  const std::byte* data = streamed ? wait_for_tile(pass, sequence, thread) : at(tile.arena_offset);
+  if (data == nullptr) return;
+  const size_t bytes = row_bytes(weight.format, weight.n_cols);
+  const Rows rows = {reinterpret_cast<const uint8_t*>(data) + chunk.row * bytes, bytes,
+                     chunk.n_rows, weight.n_cols, !streamed && weight.interleave != nullptr};
+  const Activations x = activations(part.src);
+  const int first = tile.row + chunk.row;
+  const Output out = {row(part.dst, 0) + first, static_cast<size_t>(buffers_[part.dst].width),
+                      part.accumulate};
+  kernels_->matmul(weight.format)(&rows, &x, pass.n_tokens, &out, scratch);
+  if (trace_.is_on()) trace_.multiplied(thread, streamed, chunk.n_rows * bytes);
+  // Streamed tiles of a step follow each other in the stream.
+  if (streamed && step.tile_left[tile.stream_index - step.first_streamed].fetch_sub(
+                      1, std::memory_order_acq_rel) == 1)
+    ring_->release(sequence);
+  if (step.epilogue_of[chunk.part] < 0) return;
+  const Epilogue& epilogue = step.epilogues[step.epilogue_of[chunk.part]];
+  for (int b = first / epilogue.block; b * epilogue.block < first + chunk.n_rows; ++b) {
+    if (step.block_left[epilogue.first_block + b].fetch_sub(1, std::memory_order_acq_rel) != 1)
+      continue;
+    const int column = b * epilogue.block;
+    const int n = std::min(epilogue.block, epilogue.width - column);
+    for (int t = 0; t < pass.n_tokens; ++t) run_epilogue(pass, epilogue, t, column, n);
   }
 }
 
-void Runtime::run_chunks(const Pass& pass, Step& step, int thread) {
-  auto* scratch = reinterpret_cast<uint8_t*>(at(scratch_offset_)) + thread * scratch_bytes_;
-  const int n_chunks = static_cast<int>(step.chunks.size());
-  const std::function<bool()> poll = [&] { return should_stop(pass, thread); };
-  for (int c; (c = step.next.fetch_add(1, std::memory_order_relaxed)) < n_chunks;) {
-    if (should_stop(pass, thread)) return;
-    const Chunk& chunk = step.chunks[c];
-    const MatmulPart& part = step.op.parts[chunk.part];
-    const Weight& weight = weights_[part.weight];
-    const Tile& tile = weight.tiles[chunk.tile];
-    const bool streamed = tile.arena_offset < 0;
-    const uint64_t sequence = pass.sequence + tile.stream_index;
-    const std::byte* data = nullptr;
-    if (streamed) {
-      const auto start = Clock::now();
-      try {
-        data = ring_->wait(sequence, poll);
-      } catch (const IoError& problem) {
-        return fail(problem.what(), problem.error());
-      }
-      if (data == nullptr) return;
-      stall_ns_.fetch_add(nanoseconds_since(start), std::memory_order_relaxed);
-    } else {
-      data = at(tile.arena_offset);
-    }
-    const size_t bytes = row_bytes(weight.format, weight.n_cols);
-    const Rows rows = {reinterpret_cast<const uint8_t*>(data) + chunk.row * bytes, bytes,
-                       chunk.n_rows, weight.n_cols, !streamed && weight.interleave != nullptr};
-    const Activations x = activations(part.src);
-    const Output out = {row(part.dst, 0) + tile.row + chunk.row,
-                        static_cast<size_t>(buffers_[part.dst].width), part.accumulate};
-    kernels_->matmul(weight.format)(&rows, &x, pass.n_tokens, &out, scratch);
-    const int left = step.tile_left[step.tile_base[chunk.part] + chunk.tile].fetch_sub(
-        1, std::memory_order_acq_rel);
-    if (left != 1) continue;
-    (streamed ? block_misses_ : block_hits_).fetch_add(1, std::memory_order_relaxed);
-    if (streamed) ring_->release(sequence);
+// The payload of a streamed tile; null if the pass is to stop.
+const std::byte* Runtime::wait_for_tile(const Pass& pass, uint64_t sequence, int thread) {
+  try {
+    const bool ready = ring_->is_ready(sequence);
+    const auto start = ready ? Clock::time_point() : Clock::now();
+    const std::byte* data = ring_->wait(sequence, [&] { return should_stop(pass, thread); });
+    if (ready) return data;
+    const uint64_t waited = nanoseconds_since(start);
+    stall_ns_.fetch_add(waited, std::memory_order_relaxed);
+    if (trace_.is_on()) trace_.stalled(thread, waited);
+    return data;
+  } catch (const IoError& problem) {
+    fail(problem.what(), problem.error());
+    return nullptr;
   }
 }
 

@@ -10,10 +10,6 @@
 namespace edge_rt {
 namespace {
 
-// Weight bytes per work unit: enough units to balance the threads, each worth its bookkeeping.
-constexpr size_t kMinChunkBytes = 8 * 1024, kMaxChunkBytes = 64 * 1024;
-constexpr int kChunksPerThread = 8;
-
 constexpr auto kCloseInterval = std::chrono::milliseconds(20);
 
 }  // namespace
@@ -108,38 +104,6 @@ int Runtime::add_weight(Weight weight, const std::vector<StreamBlock>& streamed)
   return static_cast<int>(weights_.size()) - 1;
 }
 
-void Runtime::add_op(int segment, Op op) {
-  auto step = std::make_unique<Step>();
-  step->by_token = op.kind != OpKind::kMatmul && op.kind != OpKind::kAttention;
-  size_t total = 0;
-  for (const MatmulPart& part : op.parts) {
-    const Weight& weight = weights_.at(part.weight);
-    total += row_bytes(weight.format, weight.n_cols) * weight.n_rows;
-  }
-  const size_t chunk_bytes =
-      std::clamp(total / (pool_->size() * kChunksPerThread), kMinChunkBytes, kMaxChunkBytes);
-  int n_tiles = 0;
-  for (int p = 0; p < static_cast<int>(op.parts.size()); ++p) {
-    const Weight& weight = weights_.at(op.parts[p].weight);
-    const size_t bytes = row_bytes(weight.format, weight.n_cols);
-    if (bytes == 0 || weight.segment != segment)
-      throw std::invalid_argument("a matmul needs a known format and its own segment");
-    // Sixteen: prefill works on two groups of eight at a time.
-    const int rows = static_cast<int>(std::max<size_t>(16, chunk_bytes / bytes / 16 * 16));
-    step->tile_base.push_back(n_tiles);
-    for (int t = 0; t < static_cast<int>(weight.tiles.size()); ++t, ++n_tiles) {
-      const Tile& tile = weight.tiles[t];
-      const int n_chunks = (tile.n_rows + rows - 1) / rows;
-      step->tile_chunks.push_back(n_chunks);
-      for (int c = 0; c < n_chunks; ++c)
-        step->chunks.push_back({p, t, c * rows, std::min(rows, tile.n_rows - c * rows)});
-    }
-  }
-  step->tile_left = std::make_unique<sync::Atomic<int>[]>(n_tiles);
-  step->op = std::move(op);
-  steps_.at(segment).push_back(std::move(step));
-}
-
 void Runtime::set_attention(AttentionShape shape) {
   attention_ = std::move(shape);
   kv_offsets_.clear();
@@ -158,13 +122,14 @@ void Runtime::set_scratch(int64_t offset, size_t bytes_per_thread) {
 
 void Runtime::finish(int64_t ring_offset, size_t ring_bytes) {
   // Only a norm reads the rows that were asked for; a head that began otherwise would use others.
-  if (steps_[1].empty() || steps_[1][0]->op.kind != OpKind::kRmsNorm)
+  if (ops_[1].empty() || ops_[1][0].kind != OpKind::kRmsNorm)
     throw std::invalid_argument("the head must begin with a norm");
-  for (const auto& steps : steps_) {
-    for (const auto& step : steps) {
-      for (const MatmulPart& part : step->op.parts) check_matmul(part);
-      if (step->op.kind == OpKind::kAttention) check_attention(step->op);
+  for (int segment : {0, 1}) {
+    for (const Op& op : ops_[segment]) {
+      for (const MatmulPart& part : op.parts) check_matmul(part, segment);
+      if (op.kind == OpKind::kAttention) check_attention(op);
     }
+    build_steps(segment);
   }
   reader_ = make_reader(file_, io_, at(ring_offset), ring_bytes, &why_no_uring_);
   io_ = reader_->name();
@@ -172,8 +137,10 @@ void Runtime::finish(int64_t ring_offset, size_t ring_bytes) {
   ring_->set_segments({streamed_[0], streamed_[1]});
 }
 
-void Runtime::check_matmul(const MatmulPart& part) const {
-  const Weight& weight = weights_[part.weight];
+void Runtime::check_matmul(const MatmulPart& part, int segment) const {
+  const Weight& weight = weights_.at(part.weight);
+  if (row_bytes(weight.format, weight.n_cols) == 0 || weight.segment != segment)
+    throw std::invalid_argument("a matmul needs a known format and its own segment");
   const std::string format = "format " + std::to_string(weight.format);
   if (kernels_->matmul(weight.format) == nullptr)
     throw std::invalid_argument("the " + std::string(kernels_->name) +
@@ -222,6 +189,17 @@ const float* Runtime::logits(int r) const {
   return row(logits_, r);
 }
 
+std::vector<std::vector<int>> Runtime::steps(int segment) const {
+  std::vector<std::vector<int>> described;
+  for (const auto& step : steps_.at(segment)) described.push_back(step->described);
+  return described;
+}
+
+std::vector<TraceEvent> Runtime::take_trace() {
+  const Use use(*this);
+  return trace_.take();
+}
+
 Stats Runtime::stats() const {
   Stats s;
   s.passes = passes_.load(std::memory_order_relaxed);
@@ -230,6 +208,7 @@ Stats Runtime::stats() const {
   s.block_hits = block_hits_.load(std::memory_order_relaxed);
   s.block_misses = block_misses_.load(std::memory_order_relaxed);
   s.stall_ns = stall_ns_.load(std::memory_order_relaxed);
+  s.reading_ns = ring_->reading_ns();
   s.flash_bytes = ring_->bytes_requested() + extra_bytes_.load(std::memory_order_relaxed);
   s.flash_requests = ring_->requests() + extra_requests_.load(std::memory_order_relaxed);
   return s;

@@ -16,6 +16,7 @@
 
 #include "edge_rt/runtime/arena.h"
 #include "edge_rt/runtime/thread_pool.h"
+#include "edge_rt/runtime/trace.h"
 #include "flash_io/sync.h"
 #include "kernels/kernels.h"
 #include "loaders/stream.h"
@@ -121,7 +122,9 @@ struct Stats {
   uint64_t run_ns = 0;       // wall time inside run()
   uint64_t flash_bytes = 0;  // requested, padding included
   uint64_t flash_requests = 0;
-  uint64_t block_hits = 0, block_misses = 0;  // tiles used from memory, tiles that were streamed
+  uint64_t reading_ns = 0;  // wall time with a read of the stream in flight, between calls as well
+  // Tiles used from memory, tiles that were streamed, of passes that were not given up.
+  uint64_t block_hits = 0, block_misses = 0;
 };
 
 // The Runtime is closed, or another call is in it.
@@ -149,13 +152,17 @@ class Runtime {
 
   int add_buffer(const Buffer& buffer);
   int add_weight(Weight weight, const std::vector<StreamBlock>& streamed);
-  void add_op(int segment, Op op);
+  void add_op(int segment, Op op) { ops_.at(segment).push_back(std::move(op)); }
   void add_rope_table(RopeTable table) { rope_tables_.push_back(std::move(table)); }
   void add_vector(const Vector& vector) { vectors_.push_back(vector); }
   void set_attention(AttentionShape shape);
   void set_embedding(const Embedding& embedding) { embedding_ = embedding; }
   void set_scratch(int64_t offset, size_t bytes_per_thread);
   void set_logits(int buffer, int n_rows) { logits_ = buffer, logit_rows_ = n_rows; }
+  // From now on it is traced what the threads do, into `bytes` of the arena.
+  void set_trace(int64_t offset, size_t bytes) {
+    trace_.set_memory(at(offset), bytes, pool_->size());
+  }
   // Ends the description. Throws std::invalid_argument on what cannot run.
   void finish(int64_t ring_offset, size_t ring_bytes);
 
@@ -181,32 +188,75 @@ class Runtime {
   const std::string& io() const { return io_; }
   const std::string& why_no_uring() const { return why_no_uring_; }
   Stats stats() const;
+  // The ops of each step of a segment, as indices in the order of add_op.
+  std::vector<std::vector<int>> steps(int segment) const;
+  // What was traced since the last call; throws UseError while a call is in here.
+  std::vector<TraceEvent> take_trace();
+  uint64_t n_trace_lost() const { return trace_.n_lost(); }  // events that did not fit
 
  private:
   struct Chunk {  // work unit of a matmul: rows of one tile
     int part, tile, row, n_rows;
   };
-  struct Step {  // an op, ready to run
-    Op op;
-    std::vector<Chunk> chunks;
-    std::unique_ptr<sync::Atomic<int>[]> tile_left;  // chunks not yet done, per (part, tile)
-    std::vector<int> tile_base;                      // index of a part's first tile in tile_left
-    std::vector<int> tile_chunks;                    // what tile_left starts from
-    sync::Atomic<int> next{0};
-    bool by_token = false;  // thread i handles tokens i, i + n, ...: no barrier to the next such op
+  // By-token ops that follow a matmul or attention and work column by column (or head by head, or
+  // 32 columns at a time). Whoever computes the last of a block's columns does them for the block,
+  // so they need no step of their own.
+  struct Epilogue {
+    std::vector<Op> ops;
+    std::vector<int> buffers;  // that they read or write by columns; all of the same width
+    int width = 0;
+    int block = 1;        // columns
+    int first_block = 0;  // in Step::block_left
   };
-  struct Pass {
-    const std::function<bool()>* poll;
-    int n_tokens, position, first_row;
-    uint64_t sequence;  // of the segment's first streamed block
-    const std::vector<std::unique_ptr<Step>>* steps;
+  struct Step {           // of a segment: ready to run
+    std::vector<Op> ops;  // a matmul or attention; or what is done token by token
+    std::vector<int>
+        described;              // indices of its ops in add_op's order, those of epilogues included
+    std::vector<Chunk> chunks;  // of streamed tiles in the stream's order, then of resident ones
+    int n_streamed = 0;
+    int n_resident_tiles = 0;
+    int first_streamed = 0;  // stream_index of its first streamed tile; the others follow
+    std::unique_ptr<sync::Atomic<int>[]> tile_left;  // chunks not yet done, per streamed tile
+    std::vector<int> tile_chunks;                    // what tile_left starts from
+    std::vector<Epilogue> epilogues;
+    std::vector<int> epilogue_of;                     // per part; -1: none
+    std::unique_ptr<sync::Atomic<int>[]> block_left;  // chunks not yet done, per block of columns
+    std::vector<int> block_chunks;                    // what block_left starts from
+
+    OpKind kind() const { return ops[0].kind; }
+    bool by_token() const { return kind() != OpKind::kMatmul && kind() != OpKind::kAttention; }
+  };
+  struct Pass final : Work {
+    Pass(Runtime& owner, const std::function<bool()>& stop) : runtime(owner), poll(stop) {}
+    Runtime& runtime;
+    const std::function<bool()>& poll;
+    int segment = 0, n_tokens = 0, position = 0, first_row = 0;
+    uint64_t sequence = 0;  // of the segment's first streamed block
+
+    const Step& step(int index) const { return *runtime.steps_[segment][index]; }
+    int n_steps() const override { return static_cast<int>(runtime.steps_[segment].size()); }
+    Units units(int index) const override;
+    bool is_ready(int index, int unit) const override;
+    void run_unit(int index, int unit, int thread) override;
+    void meanwhile() override { runtime.should_stop(*this, 0); }
   };
 
-  bool execute(int segment, Pass pass);
-  void run_steps(const Pass& pass, int thread);
-  void run_by_token(const Pass& pass, const Op& op, int token, bool first_op);
-  void run_chunks(const Pass& pass, Step& step, int thread);
-  void run_attention(const Pass& pass, Step& step, int thread);
+  // steps.cc
+  void build_steps(int segment);
+  void cut_into_chunks(Step& step) const;
+  // Moves what it can of `ops` (and of `described`) into epilogues of `step`.
+  void fuse(Step& step, std::vector<Op>& ops, std::vector<int>& described) const;
+  bool fuse_op(const Step& step, const Op& op, const std::vector<int>& apart,
+               std::vector<Epilogue>& epilogues) const;
+  int column_grain(const Op& op) const;
+
+  bool execute(Pass& pass);
+  void run_op(const Pass& pass, const Op& op, int token, int source_token, int first, int n);
+  void run_epilogue(const Pass& pass, const Epilogue& epilogue, int token, int first, int n);
+  void run_chunk(const Pass& pass, Step& step, int unit, int thread);
+  const std::byte* wait_for_tile(const Pass& pass, uint64_t sequence, int thread);
+  void run_attention(const Pass& pass, const Step& step, int unit);
+  int attention_units(const Pass& pass) const { return pass.n_tokens * attention_.n_heads; }
   void run_rope_tables(const Pass& pass, int token);
   void rotate(float* head, const float* table, int n_pairs) const;
   float attention_scale(const Op& op, int position) const;
@@ -252,7 +302,7 @@ class Runtime {
   void fail(const std::string& reason, int error);
   bool should_stop(const Pass& pass, int thread);
 
-  void check_matmul(const MatmulPart& part) const;
+  void check_matmul(const MatmulPart& part, int segment) const;
   void check_attention(const Op& op) const;
 
   float* row(int buffer, int token) const;
@@ -285,6 +335,7 @@ class Runtime {
   std::vector<Buffer> buffers_;
   std::vector<Weight> weights_;
   std::array<std::vector<StreamBlock>, 2> streamed_;
+  std::array<std::vector<Op>, 2> ops_;
   std::array<std::vector<std::unique_ptr<Step>>, 2> steps_;
   AttentionShape attention_{};
   std::vector<int64_t> kv_offsets_;  // of each layer
@@ -294,6 +345,8 @@ class Runtime {
   int64_t scratch_offset_ = -1;
   size_t scratch_bytes_ = 0;
   int logits_ = -1, logit_rows_ = 0;
+
+  Trace trace_;
 
   sync::Atomic<bool> stop_{false};  // this pass
   sync::Mutex failure_mutex_;

@@ -26,45 +26,50 @@ using test::TinySetup;
 using Clock = std::chrono::steady_clock;
 
 const std::function<bool()> kNeverStop = [] { return false; };
-const std::function<void()> kNothing = [] {};
 
-// Plain integers: if a barrier or the end of run() did not order them, a thread sanitizer would see
-// it.
+// Plain integers: if steps or the end of run() did not order them, a thread sanitizer would see it.
+struct CountingWork final : Work {
+  int n, round = 0, n_calls = 0;
+  std::vector<int> cell, seen;
+  explicit CountingWork(int units) : n(units), cell(units), seen(units) {}
+  int n_steps() const override { return round % 5; }
+  Units units(int) const override { return {n / 2, n - n / 2}; }
+  bool is_ready(int, int unit) const override { return unit % 2 != 0; }
+  void run_unit(int step, int unit, int thread) override {
+    if (step % 2 == 0) {
+      cell[unit] = round * 10 + step;
+    } else {
+      for (int other = 0; other < n; ++other) seen[unit] += cell[other] == round * 10 + step - 1;
+    }
+    if (thread == 1 && round % 50 == 0) usleep(1000);  // the others sleep meanwhile
+  }
+  void meanwhile() override { ++n_calls; }
+};
+
 void test_thread_pool() {
   for (int n = 1; n <= 4; ++n) {
     ThreadPool pool(n);
     CHECK(pool.size() == n);
-    std::vector<int> cell(n), seen(n), calls(n);
-    for (int round = 0; round < 400; ++round) {
-      const int n_barriers = round % 5;
-      pool.run(
-          [&](int thread) {
-            ++calls[thread];
-            for (int b = 0; b < n_barriers; ++b) {
-              cell[thread] = round * 10 + b;
-              pool.barrier(thread);
-              for (int other = 0; other < n; ++other) seen[thread] += cell[other] == round * 10 + b;
-              pool.barrier(thread);
-            }
-            if (thread == 1 && round % 50 == 0)
-              usleep(1000);  // the others sleep in the last barrier
-          },
-          kNothing);
-      for (int i = 0; i < n; ++i) CHECK(calls[i] == round + 1);
-      if (round % 100 == 0) usleep(2000);  // the team goes to sleep
+    CountingWork work(2 * n + 1);
+    for (work.round = 0; work.round < 400; ++work.round) {
+      pool.run(work);
+      if (work.round % 100 == 0) usleep(2000);  // the team goes to sleep
     }
-    for (int i = 0; i < n; ++i) CHECK(seen[i] == 80 * (1 + 2 + 3 + 4) * n);
+    for (int i = 0; i < work.n; ++i) CHECK(work.seen[i] == 80 * (1 + 1 + 2) * work.n);
+    CHECK(n > 1 || work.n_calls == 0);
   }
   for (int i = 0; i < 100; ++i) ThreadPool unused(1 + i % 4);
-  // One barrier right behind the other: who is late at one must not be lost at the next.
+  // One step right behind the other: who is late at one must not be lost at the next.
+  struct Empty final : Work {
+    int n_steps() const override { return 2000; }
+    Units units(int step) const override { return {0, 1 + step % 3}; }
+    bool is_ready(int, int) const override { return true; }
+    void run_unit(int, int, int) override {}
+    void meanwhile() override {}
+  } empty;
   ThreadPool pair(2);
-  for (const auto end = Clock::now() + std::chrono::seconds(1); Clock::now() < end;) {
-    pair.run(
-        [&](int thread) {
-          for (int i = 0; i < 2000; ++i) pair.barrier(thread);
-        },
-        kNothing);
-  }
+  for (const auto end = Clock::now() + std::chrono::seconds(1); Clock::now() < end;)
+    pair.run(empty);
 }
 
 size_t pages_held(const std::byte* p, size_t bytes) {
@@ -303,6 +308,64 @@ void test_descriptions() {
     CHECK_THROWS(std::invalid_argument, "row", tiny.runtime().logits(row));
 }
 
+// Every op is in one step, and what a traced pass did is there, or counted as lost.
+void test_trace() {
+  const TinyModel model(80, kQ4_0);
+  const TempFile file(model.content);
+  uint64_t weight_bytes = 0;
+  for (const auto& [name, w] : model.weights)
+    weight_bytes += static_cast<uint64_t>(w.n_rows) * row_bytes(kQ4_0, w.n_cols);
+  const std::vector<int32_t> tokens = {5, 9, 3, 70, 8};
+  for (int n_threads : {1, 3}) {
+    TinySetup setup;
+    setup.n_threads = n_threads;
+    setup.residency = Residency::kAlternating;
+    setup.trace_bytes = 1 << 17;
+    TinyRuntime tiny(model, file.path(), setup), silent(model, file.path(), [&] {
+      TinySetup same = setup;
+      same.trace_bytes = 0;
+      return same;
+    }());
+    CHECK(tiny.load() && silent.load());
+    Runtime& runtime = tiny.runtime();
+    size_t n_steps = 0;
+    for (int segment : {0, 1}) {
+      std::vector<int> ops;
+      for (const std::vector<int>& step : runtime.steps(segment))
+        ops.insert(ops.end(), step.begin(), step.end());
+      n_steps += runtime.steps(segment).size();
+      std::sort(ops.begin(), ops.end());
+      for (size_t i = 0; i < ops.size(); ++i) CHECK(ops[i] == static_cast<int>(i));
+      CHECK(ops.size() > runtime.steps(segment).size());
+    }
+    CHECK(runtime.take_trace().empty());
+    CHECK(same_bits(tiny.logits(tokens, 0), silent.logits(tokens, 0)));
+    CHECK(silent.runtime().take_trace().empty());
+    const std::vector<TraceEvent> events = runtime.take_trace();
+    CHECK(runtime.n_trace_lost() == 0 && runtime.take_trace().empty());
+    uint64_t flash = 0, resident = 0;
+    size_t n_passes = 0;
+    for (const TraceEvent& e : events) {
+      CHECK(e.start <= e.end && e.stall <= e.end - e.start && e.n_units > 0);
+      CHECK(e.thread < n_threads);
+      n_passes += e.step == TraceEvent::kPass;
+      flash += e.flash_bytes;
+      resident += e.resident_bytes;
+    }
+    CHECK(n_passes == tokens.size());
+    CHECK(flash > 0 && resident > 0 && flash + resident == tokens.size() * weight_bytes);
+    if (n_threads > 1) continue;
+    const size_t n_events = events.size();
+    CHECK(n_events >= tokens.size() * (n_steps + 2));
+    setup.trace_bytes = 7 * sizeof(TraceEvent) + 5;
+    TinyRuntime cramped(model, file.path(), setup);
+    CHECK(cramped.load());
+    CHECK(same_bits(cramped.logits(tokens, 0), silent.logits(tokens, 0)));
+    CHECK(cramped.runtime().take_trace().size() == 7);
+    CHECK(cramped.runtime().n_trace_lost() >= tokens.size() * (n_steps + 2) - 7);
+  }
+}
+
 void test_load() {
   const TinyModel model(50, kF32);
   TempFile file(model.content);
@@ -348,6 +411,7 @@ int main() {
   test::section("cancel", test_cancel);
   test::section("errors", test_errors);
   test::section("descriptions", test_descriptions);
+  test::section("trace", test_trace);
   test::section("load", test_load);
   return test::finish("runtime_test");
 }

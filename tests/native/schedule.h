@@ -169,6 +169,14 @@ class Atomic : Shared {
     if (works) value_ = value;
     return before;
   }
+  bool compare_exchange_strong(T& expected, T value, std::memory_order = std::memory_order_seq_cst,
+                               Where where = Where::current()) {
+    const bool works = change(where);
+    const bool same = value_ == expected;
+    expected = value_;
+    if (same && works) value_ = value;
+    return same;
+  }
   T fetch_add(T n, std::memory_order = std::memory_order_seq_cst, Where where = Where::current()) {
     const bool works = change(where);
     const T before = value_;

@@ -48,6 +48,55 @@ struct Counted {
 
 // --- the team of threads --------------------------------------------------------------------
 
+// Some steps need every thread: each of their units waits until all have begun. A thread that
+// sleeps where it should have been woken then stops everything.
+struct SomeWork final : Work {
+  struct Step {
+    Units units;
+    bool needs_all = false;
+    int begun = 0, ended = 0;
+    std::vector<int> n_runs{};  // by unit
+  };
+  std::vector<Step> steps;
+  sync::Mutex mutex;
+  sync::CondVar changed;
+  std::vector<int> touched;  // by step: plain integers, ordered by the pool alone
+
+  explicit SomeWork(int n_threads) {
+    for (int n = between(1, 5); n > 0; --n) {
+      Step step;
+      step.needs_all = chance(0.3);
+      step.units.waiting = between(0, 2);
+      step.units.free = between(0, 3);
+      if (step.needs_all) step.units = {0, n_threads};
+      if (step.units.total() == 0) step.units.free = 1;
+      step.n_runs.resize(step.units.total());
+      steps.push_back(step);
+    }
+    touched.resize(steps.size());
+  }
+  int n_steps() const override { return static_cast<int>(steps.size()); }
+  Units units(int step) const override { return steps[step].units; }
+  bool is_ready(int, int) const override { return chance(0.5); }
+  void run_unit(int index, int unit, int) override {
+    Step& step = steps[index];
+    if (index > 0) CHECK(touched[index - 1] == steps[index - 1].units.total());
+    sync::Lock lock(mutex);
+    CHECK(step.n_runs[unit]++ == 0);
+    ++step.begun;
+    changed.notify_all();
+    if (step.needs_all) changed.wait(lock, [&] { return step.begun == step.units.total(); });
+    lock.unlock();
+    if (chance(0.2)) sync::step();
+    lock.lock();
+    ++step.ended;
+    ++touched[index];
+  }
+  void meanwhile() override {
+    for (const Step& step : steps) CHECK(step.begun <= step.units.total());
+  }
+};
+
 void scenario_pool() {
   const int n = between(1, 4);
   if (chance(0.1)) sync::limit_threads(between(0, 3));
@@ -58,25 +107,11 @@ void scenario_pool() {
     return;  // those that had started have ended
   }
   sync::limit_threads(-1);
-  std::vector<int> cell(n);
   for (int round = between(0, 3); round > 0; --round) {
-    const int n_barriers = between(0, 3);
-    int calls = 0, meanwhile = 0;
-    pool->run(
-        [&](int thread) {
-          for (int b = 1; b <= n_barriers; ++b) {
-            cell[thread] = round * 10 + b;
-            if (chance(0.2)) sync::step();
-            pool->barrier(thread);
-            for (int other = 0; other < n; ++other) CHECK(cell[other] == round * 10 + b);
-            pool->barrier(thread);
-          }
-          if (chance(0.2)) sync::step();
-          ++calls;
-        },
-        [&] { ++meanwhile; });
-    CHECK(calls == n);
-    CHECK(n > 1 || meanwhile == 0);
+    SomeWork work(n);
+    pool->run(work);
+    for (const SomeWork::Step& step : work.steps) CHECK(step.ended == step.units.total());
+    if (chance(0.2)) sync::step();
   }
 }
 
@@ -473,11 +508,12 @@ struct Planted {
 using sync::Operation;
 constexpr Planted kPlanted[] = {
     {"pool", {"rounds are begun silently", "thread_pool.cc", "::run(", Operation::kNotify}},
-    {"pool",
-     {"the last at a barrier tells nobody", "thread_pool.cc", "::barrier(", Operation::kNotify}},
-    {"pool", {"a barrier without its lock", "thread_pool.cc", "::barrier(", Operation::kLock}},
-    {"pool", {"sleepers are not counted", "thread_pool.cc", "::barrier(", Operation::kChange}},
-    {"pool", {"a look, then a wait", "thread_pool.cc", "::work(", Operation::kWait}},
+    {"pool", {"the end of a step is silent", "thread_pool.cc", "::end_step(", Operation::kNotify}},
+    {"pool", {"sleepers are not known", "thread_pool.cc", "::attend(", Operation::kStore}},
+    {"pool", {"the last to leave is silent", "thread_pool.cc", "::attend(", Operation::kNotify}},
+    {"pool", {"a look, then a wait", "thread_pool.cc", "::attend(", Operation::kWait}},
+    {"pool", {"work ends too early", "thread_pool.cc", "::run(", Operation::kWait}},
+    {"pool", {"units are taken twice", "thread_pool.cc", "::take_units(", Operation::kChange}},
     {"pool", {"the end is told nobody", "thread_pool.cc", "::stop(", Operation::kNotify}},
     {"ring", {"arrivals are told nobody", "stream.cc", "::on_done(", Operation::kNotify}},
     {"ring", {"arrivals without the lock", "stream.cc", "::on_done(", Operation::kLock}},
@@ -488,7 +524,7 @@ constexpr Planted kPlanted[] = {
     {"uring", {"the start is told nobody", "reader_uring.cc", "::work(", Operation::kNotify}},
     {"uring", {"the last is told nobody", "reader_uring.cc", "::step(", Operation::kNotify}},
     {"uring", {"nobody is woken without a ring", "reader_uring.cc", "::wake(", Operation::kNotify}},
-    {"runtime", {"tiles are never done with", "execute.cc", "::run_chunks(", Operation::kChange}},
+    {"runtime", {"tiles are never done with", "execute.cc", "::run_chunk(", Operation::kChange}},
     {"runtime", {"a pass does not stop", "execute.cc", "::should_stop(", Operation::kStore}},
 };
 

@@ -242,6 +242,7 @@ struct TinySetup {
   bool unpacked = false;  // quantized weights read floats: refused
   int n_slow = 0;  // matmuls without effect, so that a pass takes long enough to be cancelled
   uint64_t salt = 0;
+  size_t trace_bytes = 0;
 };
 
 // One Runtime over a model's file. Buffers, tiles and the ring are carved from its arena.
@@ -330,6 +331,7 @@ class TinyRuntime {
     runtime_.set_embedding({model.embedding_offset, kF32, kVocab, kHidden, x_,
                             take(row.length * setup.chunk), row.length});
     runtime_.set_logits(logits, setup.chunk);
+    if (setup.trace_bytes > 0) runtime_.set_trace(take(setup.trace_bytes), setup.trace_bytes);
     const size_t ring = largest_ * setup.ring_units;
     runtime_.finish(take(ring), ring);
   }
