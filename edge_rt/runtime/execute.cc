@@ -1,7 +1,8 @@
 // Running one pass: the compute threads walk the step list together; matmuls and attention are
 // handed out in work units, the rest by token.
+#include <algorithm>
+#include <array>
 #include <cmath>
-#include <cstring>
 #include <stdexcept>
 
 #include "edge_rt/runtime/runtime.h"
@@ -54,6 +55,8 @@ bool Runtime::execute(int segment, Pass pass) {
   stop_.store(false, std::memory_order_relaxed);
   failure_error_ = 0;
   next_poll_ = Clock::now() + kPollInterval;
+  for (int i = 0; i < attention_.n_heads; ++i)  // a pass that was given up may have left some
+    spans_done_[i].store(0, std::memory_order_relaxed);
   for (const auto& step : *pass.steps) {
     step->next.store(0, std::memory_order_relaxed);
     for (size_t t = 0; t < step->tile_chunks.size(); ++t)
@@ -127,16 +130,12 @@ void Runtime::run_by_token(const Pass& pass, const Op& op, int token, bool first
     }
     case OpKind::kAddBias: {
       const auto* bias = reinterpret_cast<const float*>(at(op.vector_offset));
-      float* y = row(op.dst, token);
-      for (int j = 0; j < buffers_[op.dst].width; ++j) y[j] = y[j] + bias[j];
+      kernels_->add(row(op.dst, token), bias, 1.0f, buffers_[op.dst].width);
       break;
     }
-    case OpKind::kAdd: {
-      const float* x = row(op.src, token);
-      float* y = row(op.dst, token);
-      for (int j = 0; j < buffers_[op.dst].width; ++j) y[j] = y[j] + op.value * x[j];
+    case OpKind::kAdd:
+      kernels_->add(row(op.dst, token), row(op.src, token), op.value, buffers_[op.dst].width);
       break;
-    }
     case OpKind::kScale: {
       float* y = row(op.dst, token);
       for (int j = 0; j < buffers_[op.dst].width; ++j) y[j] = y[j] * op.value;
@@ -146,27 +145,22 @@ void Runtime::run_by_token(const Pass& pass, const Op& op, int token, bool first
       kernels_->softcap(row(op.dst, token), buffers_[op.dst].width, op.value);
       break;
     case OpKind::kRope: {
-      float* heads = row(op.dst, token);
-      for (int j = 0; j < buffers_[op.dst].width; j += attention_.head_dim)
-        rotate(heads + j, row(op.src, token), buffers_[op.src].width / 2);
+      const int n = attention_.head_dim;
+      kernels_->rope(row(op.dst, token), buffers_[op.dst].width / n, n, row(op.src, token),
+                     buffers_[op.src].width / 2, attention_.rope_halves);
       break;
     }
     case OpKind::kRopeTables:
       run_rope_tables(pass, token);
       break;
     case OpKind::kStoreKv: {
-      const int n = attention_.head_dim;
-      for (int which = 0; which < 2; ++which) {
-        const float* source = row(which == 0 ? op.src : op.src2, token);
-        for (int h = 0; h < attention_.n_kv_heads; ++h) {
-          std::byte* target = kv(op.layer, which, h, pass.position + token);
-          if (attention_.half) {
-            kernels_->to_half(source + h * n, reinterpret_cast<uint16_t*>(target), n);
-          } else {
-            std::memcpy(target, source + h * n, n * sizeof(float));
-          }
-        }
-      }
+      const AttentionShape& a = attention_;
+      const int position = (pass.position + token) % a.kv_positions[op.layer];
+      for (int which = 0; which < 2; ++which)
+        for (int h = 0; h < a.n_kv_heads; ++h)
+          store_kv(kernels_, a.kv_format, which == 0,
+                   row(which == 0 ? op.src : op.src2, token) + h * a.head_dim, a.head_dim,
+                   kv(op.layer, which, h), position);
       break;
     }
     case OpKind::kSiluGate:
@@ -193,45 +187,71 @@ void Runtime::run_rope_tables(const Pass& pass, int token) {
   }
 }
 
-void Runtime::rotate(float* head, const float* table, int n_pairs) const {
-  for (int i = 0; i < n_pairs; ++i) {
-    const float c = table[i], s = table[n_pairs + i];
-    float* a = attention_.rope_halves ? head + i : head + 2 * i;
-    float* b = attention_.rope_halves ? head + i + n_pairs : head + 2 * i + 1;
-    const float x = *a, y = *b;
-    *a = std::fma(x, c, -(y * s));
-    *b = std::fma(x, s, y * c);
-  }
-}
-
 float Runtime::attention_scale(const Op& op, int position) const {
   if (attention_.temperature == 0) return op.value;
   const double periods = position / attention_.temperature_length;
   return static_cast<float>(op.value * (1 + attention_.temperature * std::log1p(periods)));
 }
 
+// The heads that share a KV head go through its cache together, of several tokens at once where
+// there are many. Of one token the spans are units, too: a KV head or two would not keep the
+// threads busy. Who does a span last merges them all, in their order.
 void Runtime::run_attention(const Pass& pass, Step& step, int thread) {
   const AttentionShape& a = attention_;
-  const int n_units = pass.n_tokens * a.n_heads;
-  const int group = a.n_heads / a.n_kv_heads;
+  const int group = a.n_heads / a.n_kv_heads, n_together = std::min<int>(group, kAttentionQueries);
+  const int per_group = (group + n_together - 1) / n_together, n_sets = a.n_kv_heads * per_group;
+  const int n_tokens = pass.n_tokens, end = pass.position + 1, window = step.op.window;
+  const int first_span = (window > 0 ? std::max(0, end - window) : 0) / kAttentionSpan;
+  const int spans = n_tokens == 1 ? n_spans(end) - first_span : 1;
+  const int for_all = n_tokens * n_sets / (4 * pool_->size());  // enough units for the threads
+  const int block = std::clamp(for_all, 1, kAttentionQueries / n_together);
+  const int n_blocks = (n_tokens + block - 1) / block, n_units = n_blocks * n_sets * spans;
   // The last tokens see the most positions: hand them out first.
-  for (int unit; (unit = step.next.fetch_add(1, std::memory_order_relaxed)) < n_units;) {
+  for (int i; (i = step.next.fetch_add(1, std::memory_order_relaxed)) < n_units;) {
     if (should_stop(pass, thread)) return;
-    const int token = pass.n_tokens - 1 - unit / a.n_heads, head = unit % a.n_heads;
-    const int position = pass.position + token;
-    const bool windowed = step.op.window > 0 && position >= step.op.window;
-    const AttentionArgs args = {row(step.op.src, token) + head * a.head_dim,
-                                kv(step.op.layer, 0, head / group, 0),
-                                kv(step.op.layer, 1, head / group, 0),
-                                row(step.op.dst, token) + head * a.head_dim,
-                                a.head_dim,
-                                position + 1,
-                                attention_scale(step.op, position),
-                                windowed ? position + 1 - step.op.window : 0,
-                                step.op.cap,
-                                a.kv_positions[step.op.layer]};
-    (a.half ? kernels_->attention_f16 : kernels_->attention_f32)(&args);
+    const int set = i / spans % n_sets, token = (n_blocks - 1 - i / spans / n_sets) * block;
+    AttentionUnit unit{token, std::min(block, n_tokens - token), 0, 0, -1, nullptr};
+    unit.head = set / per_group * group + set % per_group * n_together;
+    unit.n_heads = std::min(n_together, (set / per_group + 1) * group - unit.head);
+    if (spans == 1) {
+      attend(pass, step.op, unit, thread);
+      continue;
+    }
+    const size_t columns = a.head_dim + 2;
+    float* sums = reinterpret_cast<float*>(at(a.spans_offset)) + unit.head * spans * columns;
+    unit.span = first_span + i % spans;
+    unit.span_sums = sums + i % spans * unit.n_heads * columns;
+    attend(pass, step.op, unit, thread);
+    if (spans_done_[set].fetch_add(1, std::memory_order_acq_rel) + 1 < spans) continue;
+    spans_done_[set].store(0, std::memory_order_relaxed);
+    kernels_->merge_spans(sums, spans, unit.n_heads, a.head_dim,
+                          row(step.op.dst, 0) + unit.head * a.head_dim);
   }
+}
+
+void Runtime::attend(const Pass& pass, const Op& op, const AttentionUnit& unit, int thread) {
+  const AttentionShape& a = attention_;
+  const int kv_head = unit.head / (a.n_heads / a.n_kv_heads), position = pass.position + unit.token;
+  std::array<float, kAttentionQueries> scales;
+  for (int t = 0; t < unit.n_tokens; ++t) scales[t] = attention_scale(op, position + t);
+  const AttentionArgs args = {
+      a.kv_format,
+      row(op.src, unit.token) + unit.head * a.head_dim,
+      unit.span < 0 ? row(op.dst, unit.token) + unit.head * a.head_dim : unit.span_sums,
+      static_cast<size_t>(buffers_[op.src].width),
+      kv(op.layer, 0, kv_head),
+      kv(op.layer, 1, kv_head),
+      unit.n_tokens,
+      unit.n_heads,
+      a.head_dim,
+      a.kv_positions[op.layer],
+      position,
+      op.window,
+      scales.data(),
+      op.cap,
+      unit.span,
+      reinterpret_cast<uint8_t*>(at(scratch_offset_)) + thread * scratch_bytes_};
+  kernels_->attention(&args);
 }
 
 void Runtime::run_chunks(const Pass& pass, Step& step, int thread) {
