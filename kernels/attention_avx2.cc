@@ -1,5 +1,5 @@
 // AVX2 softmax attention: the queries that share a KV head go through its cache together, tile by
-// tile, so that a tile is loaded and widened once for up to three of them, or once for all.
+// tile, so that a tile is loaded and widened once for several of them, or once for all.
 #include <immintrin.h>
 #include <math.h>
 #include <string.h>
@@ -15,7 +15,25 @@ void quantize_avx2(const float* x, int n, int8_t* codes, float* scales, int16_t*
 
 namespace {
 
-enum { kBlock = 3 };  // queries at a time: with four positions or vectors, twelve accumulators
+// Queries that have few beside them convert the cache themselves, up to four at a time; more share
+// a tile that was widened before, three at a time (with four positions or vectors of columns each,
+// twelve accumulators).
+enum { kFewQueries = 8 };
+
+// f(0), .., f(N - 1) with constants, so that arrays of accumulators are registers from the start:
+// GCC unrolls loops over them too late, and stores every accumulator in every round.
+template <int I>
+struct Index {
+  constexpr operator int() const { return I; }
+};
+#define INLINE __attribute__((always_inline))
+template <int N, typename F>
+INLINE inline void each(const F& f) {
+  if constexpr (N > 0) {
+    each<N - 1>(f);
+    f(Index<N - 1>());
+  }
+}
 
 struct Range {  // rows begin..end-1 of a tile
   int begin, end;
@@ -58,37 +76,41 @@ __m128 reduce4x8(__m256 a, __m256 b, __m256 c, __m256 d) {
 
 // s (n_queries, kAttentionTile) = the products of q (n_queries, q_stride) with P rows of k.
 template <int R, int P, typename Kv>
-void score_rows(const float* q, size_t q_stride, const Kv* k, size_t k_stride, int n_cols,
-                __m128 scale, float* s) {
-  __m256 sum[R][P];
-  for (int r = 0; r < R; ++r)
-    for (int p = 0; p < P; ++p) sum[r][p] = _mm256_setzero_ps();
+INLINE inline void score_rows(const float* q, size_t q_stride, const Kv* k, size_t k_stride,
+                              int n_cols, __m128 scale, float* s) {
+  __m256 sum[R * P];
+  each<R * P>([&](auto j) INLINE { sum[j] = _mm256_setzero_ps(); });
   for (int d = 0; d < n_cols; d += 8) {
     __m256 x[R];
-    for (int r = 0; r < R; ++r) x[r] = _mm256_load_ps(q + (size_t)r * q_stride + d);
-    for (int p = 0; p < P; ++p) {
+    each<R>([&](auto r) INLINE { x[r] = _mm256_load_ps(q + (size_t)r * q_stride + d); });
+    each<P>([&](auto p) INLINE {
       const __m256 y = widen8(k + (size_t)p * k_stride + d);
-      for (int r = 0; r < R; ++r) sum[r][p] = _mm256_fmadd_ps(x[r], y, sum[r][p]);
-    }
+      each<R>([&](auto r) INLINE { sum[r * P + p] = _mm256_fmadd_ps(x[r], y, sum[r * P + p]); });
+    });
   }
-  for (int r = 0; r < R; ++r) {
-    const __m128 y =
-        reduce4x8(sum[r][0], sum[r][P > 1 ? 1 : 0], sum[r][P > 2 ? 2 : 0], sum[r][P > 3 ? 3 : 0]);
-    if (P == 4) {
-      _mm_storeu_ps(s + r * kAttentionTile, _mm_mul_ps(y, scale));
+  each<R>([&](auto r) INLINE {
+    float* to = s + r * kAttentionTile;
+    if constexpr (P == 4) {
+      const __m128 y = reduce4x8(sum[r * P], sum[r * P + 1], sum[r * P + 2], sum[r * P + 3]);
+      _mm_storeu_ps(to, _mm_mul_ps(y, scale));
+    } else if constexpr (P == 2) {
+      const __m128 y = reduce4x8(sum[r * P], sum[r * P + 1], sum[r * P], sum[r * P + 1]);
+      _mm_storel_pi((__m64*)to, _mm_mul_ps(y, scale));
     } else {
-      _mm_store_ss(s + r * kAttentionTile, _mm_mul_ss(y, scale));
+      const __m128 y = reduce4x8(sum[r], sum[r], sum[r], sum[r]);
+      _mm_store_ss(to, _mm_mul_ss(y, scale));
     }
-  }
+  });
 }
 
 template <int R, typename Kv>
 void score(const float* q, size_t q_stride, const Kv* k, size_t k_stride, int n_cols, Range rows,
            float scale, float* s) {
   const __m128 scales = _mm_set1_ps(scale);
+  constexpr int kRows = R == 4 ? 2 : 4;
   int i = rows.begin;
-  for (; i + 4 <= rows.end; i += 4)
-    score_rows<R, 4>(q, q_stride, k + (size_t)i * k_stride, k_stride, n_cols, scales, s + i);
+  for (; i + kRows <= rows.end; i += kRows)
+    score_rows<R, kRows>(q, q_stride, k + (size_t)i * k_stride, k_stride, n_cols, scales, s + i);
   for (; i < rows.end; ++i)
     score_rows<R, 1>(q, q_stride, k + (size_t)i * k_stride, k_stride, n_cols, scales, s + i);
 }
@@ -102,29 +124,30 @@ void score_q8(const int8_t* codes, const float* q_scales, const uint8_t* tile, i
   for (int i = rows.begin & ~7; i < rows.end; i += 8) {
     const uint8_t* k = tile + key_code(head_dim, i, 0);
     __m256 y[R];
-    for (int r = 0; r < R; ++r) y[r] = _mm256_setzero_ps();
+    each<R>([&](auto r) INLINE { y[r] = _mm256_setzero_ps(); });
     for (size_t b = 0; b < n_blocks; ++b) {
       __m256i sum[R];
-      for (int r = 0; r < R; ++r) sum[r] = _mm256_setzero_si256();
+      each<R>([&](auto r) INLINE { sum[r] = _mm256_setzero_si256(); });
       for (size_t w = 8 * b; w < 8 * b + 8; ++w) {
         const __m256i key = _mm256_loadu_si256((const __m256i*)(k + 32 * w));
         const __m256i size = _mm256_abs_epi8(key);
-        for (int r = 0; r < R; ++r) {
+        each<R>([&](auto r) INLINE {
           int32_t word;
           memcpy(&word, codes + (size_t)r * padded + 4 * w, sizeof word);
           const __m256i product =
               _mm256_maddubs_epi16(size, _mm256_sign_epi8(_mm256_set1_epi32(word), key));
           sum[r] = _mm256_add_epi32(sum[r], _mm256_madd_epi16(product, ones));
-        }
+        });
       }
       const __m256 d = widen8((const uint16_t*)(tile + kv_scale(head_dim, i, b)));
-      for (int r = 0; r < R; ++r) {
+      each<R>([&](auto r) INLINE {
         const __m256 both = _mm256_mul_ps(_mm256_set1_ps(q_scales[(size_t)r * n_blocks + b]), d);
         y[r] = _mm256_fmadd_ps(both, _mm256_cvtepi32_ps(sum[r]), y[r]);
-      }
+      });
     }
-    for (int r = 0; r < R; ++r)
+    each<R>([&](auto r) INLINE {
       _mm256_storeu_ps(s + r * kAttentionTile + i, _mm256_mul_ps(y[r], _mm256_set1_ps(scale)));
+    });
   }
 }
 
@@ -171,32 +194,31 @@ float weigh(float* s, Range rows, float cap, float* peak, float* total) {
 template <int R, int C, typename Kv>
 void add_values(const float* w, const float* keep, const Kv* v, size_t v_stride, Range rows,
                 float* sums, size_t stride) {
-  __m256 sum[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c)
-      sum[r][c] =
-          _mm256_mul_ps(_mm256_load_ps(sums + (size_t)r * stride + 8 * c), _mm256_set1_ps(keep[r]));
+  __m256 sum[R * C];
+  each<R * C>([&](auto j) INLINE {
+    const float* old = sums + (size_t)(j / C) * stride + 8 * (j % C);
+    sum[j] = _mm256_mul_ps(_mm256_load_ps(old), _mm256_set1_ps(keep[j / C]));
+  });
   for (int i = rows.begin; i < rows.end; ++i) {
     __m256 e[R];
-    for (int r = 0; r < R; ++r) e[r] = _mm256_broadcast_ss(w + r * kAttentionTile + i);
-    for (int c = 0; c < C; ++c) {
+    each<R>([&](auto r) INLINE { e[r] = _mm256_broadcast_ss(w + r * kAttentionTile + i); });
+    each<C>([&](auto c) INLINE {
       const __m256 y = widen8(v + (size_t)i * v_stride + 8 * c);
-      for (int r = 0; r < R; ++r) sum[r][c] = _mm256_fmadd_ps(e[r], y, sum[r][c]);
-    }
+      each<R>([&](auto r) INLINE { sum[r * C + c] = _mm256_fmadd_ps(e[r], y, sum[r * C + c]); });
+    });
   }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) _mm256_store_ps(sums + (size_t)r * stride + 8 * c, sum[r][c]);
+  each<R * C>([&](auto j) INLINE {
+    _mm256_store_ps(sums + (size_t)(j / C) * stride + 8 * (j % C), sum[j]);
+  });
 }
 
 template <int R, typename Kv>
 void add_all_values(const float* w, const float* keep, const Kv* v, size_t v_stride, int n_cols,
                     Range rows, float* sums, size_t stride) {
+  constexpr int kVectors = R == 1 ? 8 : R == 4 ? 2 : 4;
   int d = 0;
-  if (R == 1)
-    for (; d + 64 <= n_cols; d += 64)
-      add_values<R, R == 1 ? 8 : 1>(w, keep, v + d, v_stride, rows, sums + d, stride);
-  for (; d + 32 <= n_cols; d += 32)
-    add_values<R, 4>(w, keep, v + d, v_stride, rows, sums + d, stride);
+  for (; d + 8 * kVectors <= n_cols; d += 8 * kVectors)
+    add_values<R, kVectors>(w, keep, v + d, v_stride, rows, sums + d, stride);
   for (; d < n_cols; d += 8) add_values<R, 1>(w, keep, v + d, v_stride, rows, sums + d, stride);
 }
 
@@ -213,7 +235,9 @@ void add_codes(const float* w, const float* keep, const Kv* v, const uint8_t* ti
         _mm256_store_ps(scaled + r * kAttentionTile + i,
                         _mm256_mul_ps(_mm256_load_ps(w + r * kAttentionTile + i), d));
     }
-    add_values<R, 4>(scaled, keep, v + 32 * b, padded, rows, sums + 32 * b, padded);
+    constexpr int kVectors = R == 4 ? 2 : 4;
+    for (size_t d = 32 * b; d < 32 * b + 32; d += 8 * kVectors)
+      add_values<R, kVectors>(scaled, keep, v + d, padded, rows, sums + d, padded);
   }
 }
 
@@ -352,10 +376,12 @@ void attend_tile(const AttentionArgs* a, const Tile& tile, Queries* q, int start
     }
     const int end = rows.begin < rows.end ? after * a->n_heads : 0;
     for (int i = t * a->n_heads, n; i < end; i += n) {
-      n = end - i == kBlock + 1 ? 2 : end - i < kBlock ? end - i : kBlock;
+      const int left = end - i, parts = (left + 3) / 4;
+      n = left > kFewQueries ? 3 : (left + parts - 1) / parts;
       if (n == 1) attend_queries<1>(a, tile, q, i, rows);
       if (n == 2) attend_queries<2>(a, tile, q, i, rows);
       if (n == 3) attend_queries<3>(a, tile, q, i, rows);
+      if (n == 4) attend_queries<4>(a, tile, q, i, rows);
     }
     t = after;
   }
@@ -367,7 +393,7 @@ void attend_float_tile(const AttentionArgs* a, Queries* q, int start, int end) {
   const Kv* k = (const Kv*)kv_tile(a->kv_format, a->k, a->head_dim, start % a->ring);
   const Kv* v = (const Kv*)kv_tile(a->kv_format, a->v, a->head_dim, start % a->ring);
   const int n_cols = (a->head_dim + 7) & ~7;
-  const bool few = sizeof(Kv) == 4 || a->n_tokens * a->n_heads <= kBlock;
+  const bool few = sizeof(Kv) == 4 || a->n_tokens * a->n_heads <= kFewQueries;
   if (few && n % 8 == 0) {
     const FloatTile<Kv> tile = {k, v, n, n_cols};
     return attend_tile(a, tile, q, start);
@@ -382,7 +408,7 @@ void attend_float_tile(const AttentionArgs* a, Queries* q, int start, int end) {
 void attend_q8_tile(const AttentionArgs* a, Queries* q, int start, int end) {
   const uint8_t* k = kv_tile(a->kv_format, a->k, a->head_dim, start % a->ring);
   const uint8_t* v = kv_tile(a->kv_format, a->v, a->head_dim, start % a->ring);
-  if (a->n_tokens * a->n_heads <= kBlock) {
+  if (a->n_tokens * a->n_heads <= kFewQueries) {
     const Q8Tile<int8_t> tile = {k, v, (const int8_t*)v, a->head_dim};
     return attend_tile(a, tile, q, start);
   }

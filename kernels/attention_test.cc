@@ -160,7 +160,7 @@ void check_value(const Problem& p, const Exact<float>& found, int t, int h) {
 template <int kFormat>
 void test_attention() {
   Random random(20 + kFormat);
-  for (int round = 0; round < 150; ++round) {
+  for (int round = 0; round < 60; ++round) {
     const Problem p = make(random, kFormat);
     const Exact<float> truth = run(kernels_ref(), p, 1, false);
     for (int t = 0; t < p.n_tokens; ++t)

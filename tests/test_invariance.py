@@ -163,11 +163,11 @@ def test_long_contexts_are_invariant(
         format="F16",
     )  # fmt: skip
     maker.build(config, 3).write(tmp_path / "long.gguf")
-    n, found = 600, set()
+    n, found = 530, set()
     for isa, threads, longest in (("auto", 3, 256), ("ref", 2, 256), ("auto", 1, 7)):
         monkeypatch.setenv("EDGE_RT_ISA", isa)
         set_pass(monkeypatch, longest)
-        for prompt in (n - 1, n // 2):  # the last tokens within a pass, or one by one
+        for prompt in (n - 1, n - 9):  # the last tokens within a pass, or one by one
             with open_engine(tmp_path / "long.gguf", ctx=700, threads=threads, kv=kv) as engine:
                 engine.prefill(ids(n)[:prompt])
                 for token in ids(n)[prompt:]:
