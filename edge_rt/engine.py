@@ -31,7 +31,7 @@ from edge_rt.generation import Completion
 from edge_rt.library import find_model
 from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.lowering import build_program
-from edge_rt.planner import Plan, Planner, Settings, default_threads, reusable
+from edge_rt.planner import KV_FORMATS, Plan, Planner, Settings, default_threads, reusable
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS, Operation
 from edge_rt.runtime._runtime import (
@@ -135,15 +135,15 @@ def make_settings(
         ctx = min(_DEFAULT_CTX, trained)
     if not 1 <= ctx <= trained:
         raise UsageError(f"ctx is {ctx}: this model works with 1 to {trained} tokens")
-    if kv not in ("f16", "f32"):
-        raise UsageError(f"kv is {kv!r}: it must be f16 or f32")
+    if kv not in KV_FORMATS:
+        raise UsageError(f"kv is {kv!r}: it must be f16, f32 or q8_0")
     if threads is not None and not 1 <= threads <= 64:
         raise UsageError(f"threads is {threads}: it must be between 1 and 64")
     return Settings(
         budget=parse_size(ram) if ram is not None else available_bytes() * 9 // 10,
         ctx=ctx,
         n_threads=threads or default_threads(),
-        kv_half=kv == "f16",
+        kv=kv,
         weight_cap=None if weight_cap is None else _parse_cap(weight_cap),
     )
 
@@ -171,9 +171,11 @@ class Engine:
     """Runs one model inside a hard memory budget for the whole process.
 
     ``ram``: what the process may hold, e.g. ``"1.5GiB"`` (None: nine tenths of what is free).
-    ``ctx``: positions of the KV cache. ``kv``: its elements, ``"f16"`` or ``"f32"``. ``weight_cap``
-    lowers residency below what the budget allows. ``progress(done, total)`` is called while
-    loading, ``trace(events)`` after each pass with what its threads did (`edge_rt.trace` reads it).
+    ``ctx``: positions of the KV cache. ``kv``: its elements, ``"f16"``, ``"f32"`` or ``"q8_0"``
+    (blocks of 32 int8 codes: little more than half of f16's bytes, logits slightly off).
+    ``weight_cap`` lowers residency below what the budget allows. ``progress(done, total)`` is
+    called while loading, ``trace(events)`` after each pass with what its threads did
+    (`edge_rt.trace` reads it).
 
     Raises `BudgetError` before anything is loaded if the budget cannot hold the model, `ModelError`
     for files that are damaged or not supported (and later, from requests, where damaged weights

@@ -41,6 +41,7 @@ _MIN_TILE_BYTES, _MAX_TILE_BYTES = 128 * KIB, 4 * MIB
 _MOST_TILES = 32768
 _ATTENTION_TILE = 32  # kAttentionTile of kernels.h
 _TRACE_EVENT_BYTES = 48  # TraceEvent of runtime/trace.h
+KV_FORMATS = ("f16", "f32", "q8_0")  # elements of the KV cache, as kv_format_named knows them
 _CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
 
 
@@ -62,7 +63,7 @@ class Settings:
     budget: int
     ctx: int
     n_threads: int
-    kv_half: bool = True
+    kv: str = "f16"  # one of KV_FORMATS
     weight_cap: int | None = None
     reserved: int = 0  # held by the caller on top: results of `logits`, for one
     baseline: int = 0  # measured: interpreter and tokenizer; 0: unknown, the ceilings hold
@@ -98,6 +99,7 @@ class Plan:
     scratch_bytes: int = 0
     trace_offset: int = 0
     trace_bytes: int = 0
+    spans_offset: int = 0
     candidates_offset: int = 0
     staging_offset: int = 0
     staging_bytes: int = 0
@@ -182,10 +184,17 @@ class Planner:
         return pass_tokens * width * 4
 
     def _scratch_bytes(self) -> int:
-        from edge_rt.runtime._runtime import matmul_scratch_bytes
+        from edge_rt.runtime._runtime import attention_scratch_bytes, matmul_scratch_bytes
 
         widest = max(m.n_cols for m in self.program.matrices)
-        return align_up(matmul_scratch_bytes(widest), 64)
+        attention = attention_scratch_bytes(self.program.hyper.head_dim)
+        return align_up(max(matmul_scratch_bytes(widest), attention), 64)
+
+    def _spans_bytes(self, settings: Settings) -> int:
+        from edge_rt.runtime._runtime import attention_spans_bytes
+
+        hyper = self.program.hyper
+        return align_up(attention_spans_bytes(hyper.n_heads, hyper.head_dim, settings.ctx), 64)
 
     def _staging_bytes(self) -> int:
         row = self.program.embedding_format.row_bytes(self.program.embedding.shape[1])
@@ -200,7 +209,7 @@ class Planner:
 
     def _activation_bytes(self, settings: Settings, pass_tokens: int, logit_rows: int) -> int:
         working = self._buffers_bytes(self._working(), pass_tokens, logit_rows)
-        working += self._scratch_bytes() * settings.n_threads
+        working += self._scratch_bytes() * settings.n_threads + self._spans_bytes(settings)
         candidates = align_up(self.program.n_vocab * _CANDIDATE_BYTES, 64)
         kept = self._buffers_bytes((X, LOGITS), pass_tokens, logit_rows)
         kept += align_up(self._trace_bytes(settings), 64)
@@ -212,8 +221,12 @@ class Planner:
         return n_events * _TRACE_EVENT_BYTES * settings.n_threads if settings.trace else 0
 
     def _kv_bytes(self, settings: Settings) -> int:
-        rows = sum(kv_positions(self.program, settings.ctx))
-        return align_up(rows * self.program.kv_row_bytes(2 if settings.kv_half else 4), PAGE)
+        from edge_rt.runtime._runtime import kv_head_bytes
+
+        hyper = self.program.hyper
+        layers = kv_positions(self.program, settings.ctx)
+        head = sum(kv_head_bytes(settings.kv, hyper.head_dim, rows) for rows in layers)
+        return align_up(2 * hyper.n_kv_heads * head, PAGE)
 
     def _vector_bytes(self) -> int:
         return sum(align_up(4 * v.n, 64) for v in self.program.vectors.values())
@@ -385,6 +398,7 @@ class Planner:
         plan.trace_bytes = self._trace_bytes(settings)
         plan.scratch_bytes = self._scratch_bytes()
         plan.scratch_offset = take(plan.scratch_bytes * settings.n_threads, 64)
+        plan.spans_offset = take(self._spans_bytes(settings), 64)
         plan.candidates_offset = min(plan.buffers[name] for name in self._working())
         at = max(at, plan.candidates_offset + self.program.n_vocab * _CANDIDATE_BYTES)
         plan.trace_offset = take(plan.trace_bytes, 64)

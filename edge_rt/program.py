@@ -102,7 +102,3 @@ class Program:
     matrices: list[MatrixUse] = field(default_factory=list)
     vectors: dict[str, VectorUse] = field(default_factory=dict)
     operations: tuple[list[Operation], list[Operation]] = field(default_factory=lambda: ([], []))
-
-    def kv_row_bytes(self, element_bytes: int) -> int:
-        """Bytes of KV cache that one position takes in one layer."""
-        return 2 * self.hyper.n_kv_heads * self.hyper.head_dim * element_bytes

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "kernels/kv_cache.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -105,23 +106,53 @@ void softcap(const std::string& isa, Array<float, 1> x, float cap) {
   table(isa)->softcap(x.data(), static_cast<int>(x.size()), cap);
 }
 
-template <typename Kv>
-void attention(const std::string& isa, Array<const float, 1> q, Array<const Kv, 2> k,
-               Array<const Kv, 2> v, float scale, Array<float, 1> out, int first, float cap) {
-  require(k.shape(1) == q.size() && v.shape(1) == q.size() && k.shape(0) == v.shape(0) &&
-              out.size() == q.size() && first >= 0 && static_cast<size_t>(first) < k.shape(0),
+// q (tokens, heads, head_dim), of the last tokens of k and v (positions, head_dim), which are
+// stored in the KV format first.
+void attention(const std::string& isa, const std::string& kv_format, Array<const float, 3> q,
+               Array<const float, 2> k, Array<const float, 2> v, float scale, Array<float, 3> out,
+               int window, float cap, bool by_spans) {
+  const Kernels* kernels = table(isa);
+  const int format = kv_format_named(kv_format.c_str());
+  const int n_tokens = static_cast<int>(q.shape(0)), n_heads = static_cast<int>(q.shape(1));
+  const int dim = static_cast<int>(q.shape(2)), n = static_cast<int>(k.shape(0));
+  require(format >= 0, "unknown KV format");
+  require(k.shape(1) == q.shape(2) && v.shape(0) == k.shape(0) && v.shape(1) == k.shape(1) &&
+              out.shape(0) == q.shape(0) && out.shape(1) == q.shape(1) &&
+              out.shape(2) == q.shape(2) && n_tokens >= 1 && n_tokens <= n && window >= 0 &&
+              n_tokens * n_heads <= kAttentionQueries && (!by_spans || n_tokens == 1),
           "shapes disagree");
-  const AttentionArgs args = {q.data(),
-                              k.data(),
-                              v.data(),
-                              out.data(),
-                              static_cast<int>(q.size()),
-                              static_cast<int>(k.shape(0)),
-                              scale,
-                              first,
-                              cap,
-                              static_cast<int>(k.shape(0))};
-  (sizeof(Kv) == 2 ? table(isa)->attention_f16 : table(isa)->attention_f32)(&args);
+  const size_t bytes = kv_head_bytes(format, dim, k.shape(0));
+  std::vector<uint8_t> keys(bytes), values(bytes), scratch(attention_scratch_bytes(dim) + 64);
+  for (int p = 0; p < n; ++p) {
+    store_kv(kernels, format, true, k.data() + size_t{1} * p * dim, dim, keys.data(), p);
+    store_kv(kernels, format, false, v.data() + size_t{1} * p * dim, dim, values.data(), p);
+  }
+  const std::vector<float> scales(n_tokens, scale);
+  AttentionArgs args = {format,
+                        q.data(),
+                        out.data(),
+                        size_t{1} * n_heads * dim,
+                        keys.data(),
+                        values.data(),
+                        n_tokens,
+                        n_heads,
+                        dim,
+                        n,
+                        n - n_tokens,
+                        window,
+                        scales.data(),
+                        cap,
+                        -1,
+                        scratch.data() + 64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64};
+  if (!by_spans) return kernels->attention(&args);
+  const int first = (window > 0 && n > window ? n - window : 0) / kAttentionSpan;
+  const size_t row = size_t{1} * n_heads * (dim + 2);
+  std::vector<float> spans((n_spans(n) - first) * row);
+  for (args.span = first; args.span < n_spans(n); ++args.span) {
+    args.out = spans.data() + (args.span - first) * row;
+    kernels->attention(&args);
+  }
+  kernels->merge_spans(spans.data(), n_spans(n) - first, n_heads, dim, out.data());
 }
 
 }  // namespace
@@ -146,10 +177,36 @@ NB_MODULE(_kernels, m) {
   m.def("silu_gate", &silu_gate, "isa"_a, "gate"_a, "up"_a);
   m.def("gelu_gate", &gelu_gate, "isa"_a, "gate"_a, "up"_a);
   m.def("softcap", &softcap, "isa"_a, "x"_a, "cap"_a);
-  m.def("attention_f16", &attention<uint16_t>, "isa"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a,
-        "first"_a = 0, "cap"_a = 0.0f);
-  m.def("attention_f32", &attention<float>, "isa"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a,
-        "first"_a = 0, "cap"_a = 0.0f);
+  m.def("attention", &attention, "isa"_a, "kv_format"_a, "q"_a, "k"_a, "v"_a, "scale"_a, "out"_a,
+        "window"_a = 0, "cap"_a = 0.0f, "by_spans"_a = false);
+  m.def(
+      "quantize_kv",
+      [](const std::string& isa, Array<const float, 1> x, Array<int8_t, 1> codes,
+         Array<uint16_t, 1> scales) {
+        const int n = static_cast<int>(x.size());
+        require(codes.size() == padded_columns(n) && scales.size() == codes.size() / 32,
+                "shapes disagree");
+        table(isa)->quantize_kv(x.data(), n, codes.data(), scales.data());
+      },
+      "isa"_a, "x"_a, "codes"_a, "scales"_a);
+  m.def(
+      "rope",
+      [](const std::string& isa, Array<float, 2> heads, Array<const float, 2> table_of_pairs,
+         bool halves) {
+        const int n_pairs = static_cast<int>(table_of_pairs.shape(1));
+        require(table_of_pairs.shape(0) == 2 && 2 * table_of_pairs.shape(1) <= heads.shape(1),
+                "shapes disagree");
+        table(isa)->rope(heads.data(), static_cast<int>(heads.shape(0)),
+                         static_cast<int>(heads.shape(1)), table_of_pairs.data(), n_pairs, halves);
+      },
+      "isa"_a, "heads"_a, "table"_a, "halves"_a);
+  m.def(
+      "add",
+      [](const std::string& isa, Array<float, 1> y, Array<const float, 1> x, float factor) {
+        require(x.size() == y.size(), "shapes disagree");
+        table(isa)->add(y.data(), x.data(), factor, static_cast<int>(y.size()));
+      },
+      "isa"_a, "y"_a, "x"_a, "factor"_a);
   m.def(
       "to_half",
       [](const std::string& isa, Array<const float, 1> x, Array<uint16_t, 1> y) {

@@ -4,6 +4,7 @@
 #endif
 
 #include "kernels/kernels.h"
+#include "kernels/kv_cache.h"
 
 namespace edge_rt {
 
@@ -82,6 +83,40 @@ size_t row_bytes(int format, int n_cols) {
   const BlockShape block = shape_of(format);
   const size_t n = static_cast<size_t>(n_cols);
   return block.columns == 0 || n % block.columns != 0 ? 0 : n / block.columns * block.bytes;
+}
+
+int kv_format_named(const char* name) {
+  const char* const names[] = {"f16", "f32", "q8_0"};  // as KvFormat
+  for (int format = 0; format < 3; ++format)
+    if (strcmp(name, names[format]) == 0) return format;
+  return -1;
+}
+
+void store_kv(const Kernels* kernels, int format, bool is_key, const float* x, int head_dim,
+              void* head, int row) {
+  uint8_t* rows = static_cast<uint8_t*>(head);
+  const size_t n = static_cast<size_t>(head_dim);
+  if (format == kKvF16)
+    return kernels->to_half(x, reinterpret_cast<uint16_t*>(rows) + row * n, head_dim);
+  if (format == kKvF32) {
+    memcpy(reinterpret_cast<float*>(rows) + row * n, x, n * sizeof(float));
+    return;
+  }
+  rows += static_cast<size_t>(row / kAttentionTile) * kv_tile_bytes(format, head_dim);
+  row %= kAttentionTile;
+  constexpr int kColumns = 256;  // at a time
+  for (int first = 0; first < head_dim; first += kColumns) {
+    int8_t codes[kColumns];
+    uint16_t scales[kColumns / 32];
+    const int count = head_dim - first < kColumns ? head_dim - first : kColumns;
+    kernels->quantize_kv(x + first, count, codes, scales);
+    for (int j = 0; j < (count + 31) / 32 * 32; j += 4) {
+      const size_t column = static_cast<size_t>(first + j);
+      memcpy(rows + (is_key ? key_code : value_code)(head_dim, row, column), codes + j, 4);
+    }
+    for (int b = 0; b * 32 < count; ++b)
+      memcpy(rows + kv_scale(head_dim, row, static_cast<size_t>(first / 32 + b)), scales + b, 2);
+  }
 }
 
 }  // namespace edge_rt

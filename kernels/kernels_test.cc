@@ -189,56 +189,6 @@ void test_silu_gate() {
   }
 }
 
-template <typename Kv>
-void test_attention() {
-  Random random(7);
-  for (int round = 0; round < 150; ++round) {
-    const int dim =
-        static_cast<int>(round % 2 ? 8 * random.between(1, 16) : random.between(1, 131));
-    const int n = static_cast<int>(random.between(1, 140));
-    const float spread = random.chance(0.2) ? 30.0f : 1.0f;  // large scores: some weights vanish
-    const Exact<float> q = random_floats(random, dim, spread);
-    Exact<Kv> k(static_cast<size_t>(n) * dim), v(k.size());
-    std::vector<double> k_value(k.size()), v_value(k.size());
-    const auto fill = [&](Exact<Kv>& kv, std::vector<double>& value) {
-      for (size_t i = 0; i < kv.size(); ++i) {
-        if constexpr (sizeof(Kv) == 2) {
-          kv[i] = float_to_half(random.normal());
-          value[i] = half_value(kv[i]);
-        } else {
-          value[i] = kv[i] = random.normal();
-        }
-      }
-    };
-    fill(k, k_value);
-    fill(v, v_value);
-    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-    const auto run = [&](const Kernels* kernels) {
-      Exact<float> out(dim);
-      const AttentionArgs args = {q.data(), k.data(), v.data(), out.data(), dim,
-                                  n,        scale,    0,        0.0f,       n};
-      (sizeof(Kv) == 2 ? kernels->attention_f16 : kernels->attention_f32)(&args);
-      return out;
-    };
-    const Exact<float> truth = run(kernels_ref());
-    std::vector<double> score(n);
-    double peak = -INFINITY, total = 0;
-    for (int i = 0; i < n; ++i) {
-      for (int d = 0; d < dim; ++d) score[i] += q[d] * k_value[static_cast<size_t>(i) * dim + d];
-      score[i] *= scale;
-      peak = std::max(peak, score[i]);
-    }
-    for (double& s : score) total += s = std::exp(s - peak);
-    for (int d = 0; d < dim; ++d) {
-      double expected = 0;
-      for (int i = 0; i < n; ++i) expected += score[i] * v_value[static_cast<size_t>(i) * dim + d];
-      CHECK_CASE(std::fabs(truth[d] - expected / total) <= 1e-4, "dim %d positions %d", dim, n);
-    }
-    for (const Kernels* kernels : tables())
-      CHECK_CASE(run(kernels) == truth, "%s dim %d positions %d", kernels->name, dim, n);
-  }
-}
-
 }  // namespace
 }  // namespace edge_rt
 
@@ -251,7 +201,5 @@ int main() {
   test::section("quantize", test_quantize);
   test::section("rms_norm", test_rms_norm);
   test::section("silu_gate", test_silu_gate);
-  test::section("attention f16", test_attention<uint16_t>);
-  test::section("attention f32", test_attention<float>);
   return test::finish("kernels_test");
 }

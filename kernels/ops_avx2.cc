@@ -1,4 +1,6 @@
-// AVX2 element-wise operations, softmax attention and the kernel table of this ISA.
+// AVX2 element-wise operations and the kernel table of this ISA.
+#include "kernels/ops_avx2.h"
+
 #include <immintrin.h>
 #include <math.h>
 
@@ -11,8 +13,8 @@ MatmulKernel matmul_float_avx2(int format);  // matmul_*_avx2.cc; null: not amon
 MatmulKernel matmul_words_avx2(int format);
 MatmulKernel matmul_grid_avx2(int format);
 InterleaveKernel interleave_avx2(int format);
-
-namespace {
+void attention_avx2(const AttentionArgs* a);  // attention_avx2.cc
+void merge_spans_avx2(const float* spans, int n_spans, int n_heads, int head_dim, float* out);
 
 void quantize_avx2(const float* x, int n, int8_t* codes, float* scales, int16_t* sums) {
   const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
@@ -50,6 +52,8 @@ void quantize_avx2(const float* x, int n, int8_t* codes, float* scales, int16_t*
   }
 }
 
+namespace {
+
 void rms_norm_avx2(const float* x, const float* weight, int n, float eps, float* y) {
   __m256 acc = _mm256_setzero_ps();
   const int whole = n & ~7;
@@ -66,21 +70,6 @@ void rms_norm_avx2(const float* x, const float* weight, int n, float eps, float*
     _mm256_storeu_ps(y + j, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + j), scale),
                                           _mm256_loadu_ps(weight + j)));
   for (int j = whole; j < n; ++j) y[j] = x[j] * r * weight[j];
-}
-
-__m256 exp8(__m256 x) {  // canonical_exp, eight at a time
-  const __m256 vanish = _mm256_cmp_ps(x, _mm256_set1_ps(kExpLowest), _CMP_LT_OQ);
-  x = _mm256_min_ps(_mm256_set1_ps(kExpHighest), x);
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(kLog2E)),
-                                   _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-kLn2High), x);
-  r = _mm256_fmadd_ps(n, _mm256_set1_ps(-kLn2Low), r);
-  __m256 p = _mm256_set1_ps(kExpPolynomial[0]);
-  for (int i = 1; i < kExpTerms; ++i) p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(kExpPolynomial[i]));
-  p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(1.0f));
-  const __m256i shifted = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-  const __m256 y = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), shifted));
-  return _mm256_andnot_ps(vanish, y);
 }
 
 void silu_gate_avx2(float* gate, const float* up, int n) {
@@ -107,106 +96,93 @@ void gelu_gate_avx2(float* gate, const float* up, int n) {
   for (int j = whole; j < n; ++j) gate[j] = canonical_gelu_gate(gate[j], up[j]);
 }
 
-__m256 tanh8(__m256 x) {  // canonical_tanh, eight at a time
-  const __m256 sign = _mm256_set1_ps(-0.0f), one = _mm256_set1_ps(1.0f);
-  const __m256 size = _mm256_andnot_ps(sign, x), square = _mm256_mul_ps(x, x);
-  __m256 p = _mm256_set1_ps(kTanhSeries[0]);
-  for (int i = 1; i < kTanhTerms; ++i)
-    p = _mm256_fmadd_ps(p, square, _mm256_set1_ps(kTanhSeries[i]));
-  const __m256 e = exp8(_mm256_mul_ps(_mm256_set1_ps(-2.0f), size));
-  const __m256 far = _mm256_div_ps(_mm256_sub_ps(one, e), _mm256_add_ps(one, e));
-  const __m256 signed_far = _mm256_or_ps(_mm256_andnot_ps(sign, far), _mm256_and_ps(sign, x));
-  const __m256 near = _mm256_cmp_ps(size, _mm256_set1_ps(kTanhSeriesEnd), _CMP_LT_OQ);
-  return _mm256_blendv_ps(signed_far, _mm256_mul_ps(p, x), near);
-}
-
-void softcap_avx2(float* x, int n, float cap) {
-  const __m256 caps = _mm256_set1_ps(cap);
-  const int whole = n & ~7;
-  for (int j = 0; j < whole; j += 8) {
-    const __m256 y = tanh8(_mm256_div_ps(_mm256_loadu_ps(x + j), caps));
-    _mm256_storeu_ps(x + j, _mm256_mul_ps(y, caps));
-  }
-  for (int j = whole; j < n; ++j) x[j] = canonical_softcap(x[j], cap);
-}
-
-__m256 load_kv8(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
-__m256 load_kv8(const float* p) { return _mm256_loadu_ps(p); }
-float load_kv(const uint16_t* p) { return half_to_float(*p); }
-float load_kv(const float* p) { return *p; }
-
-template <typename Kv>
-float dot(const float* q, const Kv* k, int n) {
-  __m256 acc = _mm256_setzero_ps();
-  const int whole = n & ~7;
-  for (int d = 0; d < whole; d += 8)
-    acc = _mm256_fmadd_ps(_mm256_loadu_ps(q + d), load_kv8(k + d), acc);
-  if (whole != n) {
-    float lane[8];
-    _mm256_storeu_ps(lane, acc);
-    for (int d = whole; d < n; ++d) lane[d % 8] = __builtin_fmaf(q[d], load_kv(k + d), lane[d % 8]);
-    return reduce8(lane);
-  }
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(acc), _mm256_extractf128_ps(acc, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
-
-template <typename Kv>
-void attention_avx2(const AttentionArgs* a) {
-  const int n = a->head_dim, whole = n & ~7;
-  float peak = -INFINITY, total = 0.0f;
-  for (int d = 0; d < n; ++d) a->out[d] = 0.0f;
-  const int start = a->first - a->first % kAttentionTile;
-  for (int first = start; first < a->n_positions; first += kAttentionTile) {
-    const int left = a->n_positions - first;
-    const int count = left < kAttentionTile ? left : kAttentionTile;
-    const int skipped = a->first > first ? a->first - first : 0;  // before the window
-    const Kv* k = (const Kv*)a->k + (size_t)(first % a->ring) * n;
-    const Kv* v = (const Kv*)a->v + (size_t)(first % a->ring) * n;
-    float s[kAttentionTile], tile_peak = peak;
-    for (int i = 0; i < skipped; ++i) s[i] = -INFINITY;
-    for (int i = skipped; i < count; ++i) s[i] = dot(a->q, k + (size_t)i * n, n) * a->scale;
-    if (a->cap != 0.0f) softcap_avx2(s + skipped, count - skipped, a->cap);
-    for (int i = skipped; i < count; ++i) tile_peak = s[i] > tile_peak ? s[i] : tile_peak;
-    const float keep = canonical_exp(peak - tile_peak);
-    float lane[8] = {};
-    const int whole_scores = count & ~7;
-    __m256 sums = _mm256_setzero_ps();
-    for (int i = 0; i < whole_scores; i += 8) {
-      const __m256 e = exp8(_mm256_sub_ps(_mm256_loadu_ps(s + i), _mm256_set1_ps(tile_peak)));
-      _mm256_storeu_ps(s + i, e);
-      sums = _mm256_add_ps(sums, e);
-    }
-    _mm256_storeu_ps(lane, sums);
-    for (int i = whole_scores; i < count; ++i) {
-      s[i] = canonical_exp(s[i] - tile_peak);
-      lane[i % 8] = lane[i % 8] + s[i];
-    }
-    total = __builtin_fmaf(total, keep, reduce8(lane));
-    for (int d = 0; d < whole; d += 8) {
-      __m256 sum = _mm256_mul_ps(_mm256_loadu_ps(a->out + d), _mm256_set1_ps(keep));
-      for (int i = skipped; i < count; ++i)
-        sum = _mm256_fmadd_ps(_mm256_set1_ps(s[i]), load_kv8(v + (size_t)i * n + d), sum);
-      _mm256_storeu_ps(a->out + d, sum);
-    }
-    for (int d = whole; d < n; ++d) {
-      float sum = a->out[d] * keep;
-      for (int i = skipped; i < count; ++i)
-        sum = __builtin_fmaf(s[i], load_kv(v + (size_t)i * n + d), sum);
-      a->out[d] = sum;
-    }
-    peak = tile_peak;
-  }
-  for (int d = 0; d < n; ++d) a->out[d] = a->out[d] / total;
-}
-
 void to_half_avx2(const float* x, uint16_t* y, int n) {
   const int whole = n & ~7;
   for (int j = 0; j < whole; j += 8)
     _mm_storeu_si128((__m128i*)(y + j),
                      _mm256_cvtps_ph(_mm256_loadu_ps(x + j), _MM_FROUND_TO_NEAREST_INT));
   for (int j = whole; j < n; ++j) y[j] = float_to_half(x[j]);
+}
+
+void quantize_kv_avx2(const float* x, int head_dim, int8_t* codes, uint16_t* scales) {
+  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
+  const __m256 high = _mm256_set1_ps(127.0f), low = _mm256_set1_ps(-127.0f);
+  const __m256 infinity = _mm256_set1_ps(INFINITY);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  for (int first = 0; first < head_dim; first += 32, x += 32, codes += 32, ++scales) {
+    float padded[32] = {};
+    const int n = head_dim - first < 32 ? head_dim - first : 32;
+    if (n < 32) memcpy(padded, x, (size_t)n * sizeof *x);
+    const float* block = n < 32 ? padded : x;
+    __m256 v[4], peak = _mm256_setzero_ps(), finite = magnitude;
+    for (int i = 0; i < 4; ++i) {
+      v[i] = _mm256_loadu_ps(block + 8 * i);
+      const __m256 size = _mm256_and_ps(v[i], magnitude);
+      peak = _mm256_max_ps(size, peak);
+      finite = _mm256_and_ps(finite, _mm256_cmp_ps(size, infinity, _CMP_LT_OQ));
+    }
+    __m128 top = _mm_max_ps(_mm256_castps256_ps128(peak), _mm256_extractf128_ps(peak, 1));
+    top = _mm_max_ps(top, _mm_movehl_ps(top, top));
+    top = _mm_max_ss(top, _mm_movehdup_ps(top));
+    const bool all_finite =
+        _mm256_testc_si256(_mm256_castps_si256(finite), _mm256_castps_si256(magnitude)) != 0;
+    *scales = all_finite ? float_to_half(_mm_cvtss_f32(top) / 127.0f) : 0x7e00;
+    const float d = half_to_float(*scales);
+    const __m256 inverse = _mm256_set1_ps(d > 0.0f ? 1.0f / d : 0.0f);
+    const __m256 kept =
+        all_finite ? _mm256_castsi256_ps(_mm256_set1_epi32(-1)) : _mm256_setzero_ps();
+    __m256i q[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m256 code = _mm256_round_ps(_mm256_mul_ps(_mm256_and_ps(v[i], kept), inverse),
+                                          _MM_FROUND_TO_NEAREST_INT);
+      q[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(code, low), high));
+    }
+    const __m256i packed =
+        _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    _mm256_storeu_si256((__m256i*)codes, _mm256_permutevar8x32_epi32(packed, order));
+  }
+}
+
+void rope_avx2(float* heads, int n_heads, int head_dim, const float* table, int n_pairs,
+               bool halves) {
+  const int whole = n_pairs & ~7;
+  for (int h = 0; h < n_heads; ++h, heads += head_dim) {
+    for (int i = 0; i < whole; i += 8) {
+      const __m256 c = _mm256_loadu_ps(table + i), s = _mm256_loadu_ps(table + n_pairs + i);
+      if (halves) {
+        const __m256 x = _mm256_loadu_ps(heads + i), y = _mm256_loadu_ps(heads + i + n_pairs);
+        _mm256_storeu_ps(heads + i, _mm256_fmsub_ps(x, c, _mm256_mul_ps(y, s)));
+        _mm256_storeu_ps(heads + i + n_pairs, _mm256_fmadd_ps(x, s, _mm256_mul_ps(y, c)));
+        continue;
+      }
+      const __m256 low = _mm256_unpacklo_ps(c, s), high = _mm256_unpackhi_ps(c, s);
+      const __m256 turn[2] = {_mm256_permute2f128_ps(low, high, 0x20),  // c0 s0 c1 s1 ...
+                              _mm256_permute2f128_ps(low, high, 0x31)};
+      for (int part = 0; part < 2; ++part) {
+        float* pairs = heads + 2 * i + 8 * part;
+        const __m256 v = _mm256_loadu_ps(pairs);
+        const __m256 swapped = _mm256_permute_ps(turn[part], 0xb1);  // s0 c0 s1 c1 ...
+        _mm256_storeu_ps(pairs, _mm256_fmaddsub_ps(_mm256_moveldup_ps(v), turn[part],
+                                                   _mm256_mul_ps(_mm256_movehdup_ps(v), swapped)));
+      }
+    }
+    for (int i = whole; i < n_pairs; ++i) {
+      float* a = heads + (halves ? i : 2 * i);
+      float* b = heads + (halves ? i + n_pairs : 2 * i + 1);
+      const float c = table[i], s = table[n_pairs + i], x = *a, y = *b;
+      *a = __builtin_fmaf(x, c, -(y * s));
+      *b = __builtin_fmaf(x, s, y * c);
+    }
+  }
+}
+
+void add_avx2(float* y, const float* x, float factor, int n) {
+  const __m256 factors = _mm256_set1_ps(factor);
+  const int whole = n & ~7;
+  for (int j = 0; j < whole; j += 8)
+    _mm256_storeu_ps(y + j, _mm256_add_ps(_mm256_loadu_ps(y + j),
+                                          _mm256_mul_ps(factors, _mm256_loadu_ps(x + j))));
+  for (int j = whole; j < n; ++j) y[j] = y[j] + factor * x[j];
 }
 
 MatmulKernel matmul_avx2(int format) {
@@ -218,17 +194,10 @@ MatmulKernel matmul_avx2(int format) {
 }  // namespace
 
 const Kernels* kernel_table_avx2() {
-  static const Kernels table = {"avx2",
-                                matmul_avx2,
-                                quantize_avx2,
-                                rms_norm_avx2,
-                                silu_gate_avx2,
-                                gelu_gate_avx2,
-                                softcap_avx2,
-                                attention_avx2<uint16_t>,
-                                attention_avx2<float>,
-                                to_half_avx2,
-                                interleave_avx2};
+  static const Kernels table = {"avx2",           matmul_avx2,      quantize_avx2, rms_norm_avx2,
+                                silu_gate_avx2,   gelu_gate_avx2,   softcap_avx2,  attention_avx2,
+                                merge_spans_avx2, quantize_kv_avx2, to_half_avx2,  rope_avx2,
+                                add_avx2,         interleave_avx2};
   return &table;
 }
 

@@ -1,4 +1,4 @@
-// Scalar element-wise operations, softmax attention and the reference kernel table.
+// Scalar element-wise operations and the reference kernel table.
 #include <math.h>
 
 #include "kernels/canonical.h"
@@ -6,10 +6,11 @@
 
 namespace edge_rt {
 
-MatmulKernel matmul_ref(int format);
-InterleaveKernel interleave_ref(int format);  // matmul_ref.cc
-
-namespace {
+MatmulKernel matmul_ref(int format);         // matmul_ref.cc
+InterleaveKernel interleave_ref(int format);
+void attention_ref(const AttentionArgs* a);  // attention_ref.cc
+void merge_spans_ref(const float* spans, int n_spans, int n_heads, int head_dim, float* out);
+void quantize_kv_ref(const float* x, int head_dim, int8_t* codes, uint16_t* scales);
 
 void quantize_ref(const float* x, int n, int8_t* codes, float* scales, int16_t* sums) {
   for (int b = 0; b < n / kBlockColumns; ++b, x += kBlockColumns, codes += kBlockColumns) {
@@ -32,6 +33,8 @@ void quantize_ref(const float* x, int n, int8_t* codes, float* scales, int16_t* 
   }
 }
 
+namespace {
+
 void rms_norm_ref(const float* x, const float* weight, int n, float eps, float* y) {
   float lane[8] = {};
   for (int j = 0; j < n; ++j) lane[j % 8] = fmaf(x[j], x[j], lane[j % 8]);
@@ -51,66 +54,34 @@ void softcap_ref(float* x, int n, float cap) {
   for (int j = 0; j < n; ++j) x[j] = canonical_softcap(x[j], cap);
 }
 
-float widen_kv(const uint16_t* p) { return half_to_float(*p); }
-float widen_kv(const float* p) { return *p; }
-
-template <typename Kv>
-void attention_ref(const AttentionArgs* a) {
-  const size_t n = (size_t)a->head_dim;
-  float peak = -INFINITY, total = 0.0f;
-  for (size_t d = 0; d < n; ++d) a->out[d] = 0.0f;
-  const int start = a->first - a->first % kAttentionTile;
-  for (int first = start; first < a->n_positions; first += kAttentionTile) {
-    const int left = a->n_positions - first;
-    const int count = left < kAttentionTile ? left : kAttentionTile;
-    const Kv* k = (const Kv*)a->k + (size_t)(first % a->ring) * n;
-    const Kv* v = (const Kv*)a->v + (size_t)(first % a->ring) * n;
-    const int skipped = a->first > first ? a->first - first : 0;  // before the window
-    float s[kAttentionTile], tile_peak = peak;
-    for (int i = 0; i < skipped; ++i) s[i] = -INFINITY;
-    for (int i = skipped; i < count; ++i) {
-      float lane[8] = {};
-      for (size_t d = 0; d < n; ++d)
-        lane[d % 8] = fmaf(a->q[d], widen_kv(k + i * n + d), lane[d % 8]);
-      s[i] = reduce8(lane) * a->scale;
-      if (a->cap != 0.0f) s[i] = canonical_softcap(s[i], a->cap);
-      tile_peak = s[i] > tile_peak ? s[i] : tile_peak;
-    }
-    const float keep = canonical_exp(peak - tile_peak);
-    float lane[8] = {};
-    for (int i = 0; i < count; ++i) {
-      s[i] = canonical_exp(s[i] - tile_peak);
-      lane[i % 8] = lane[i % 8] + s[i];
-    }
-    total = fmaf(total, keep, reduce8(lane));
-    for (size_t d = 0; d < n; ++d) {
-      float sum = a->out[d] * keep;
-      for (int i = skipped; i < count; ++i) sum = fmaf(s[i], widen_kv(v + i * n + d), sum);
-      a->out[d] = sum;
-    }
-    peak = tile_peak;
-  }
-  for (size_t d = 0; d < n; ++d) a->out[d] = a->out[d] / total;
-}
-
 void to_half_ref(const float* x, uint16_t* y, int n) {
   for (int j = 0; j < n; ++j) y[j] = float_to_half(x[j]);
+}
+
+void rope_ref(float* heads, int n_heads, int head_dim, const float* table, int n_pairs,
+              bool halves) {
+  for (int h = 0; h < n_heads; ++h, heads += head_dim) {
+    for (int i = 0; i < n_pairs; ++i) {
+      float* a = heads + (halves ? i : 2 * i);
+      float* b = heads + (halves ? i + n_pairs : 2 * i + 1);
+      const float c = table[i], s = table[n_pairs + i], x = *a, y = *b;
+      *a = fmaf(x, c, -(y * s));
+      *b = fmaf(x, s, y * c);
+    }
+  }
+}
+
+void add_ref(float* y, const float* x, float factor, int n) {
+  for (int j = 0; j < n; ++j) y[j] = y[j] + factor * x[j];
 }
 
 }  // namespace
 
 const Kernels* kernels_ref() {
-  static const Kernels table = {"ref",
-                                matmul_ref,
-                                quantize_ref,
-                                rms_norm_ref,
-                                silu_gate_ref,
-                                gelu_gate_ref,
-                                softcap_ref,
-                                attention_ref<uint16_t>,
-                                attention_ref<float>,
-                                to_half_ref,
-                                interleave_ref};
+  static const Kernels table = {"ref",           matmul_ref,      quantize_ref, rms_norm_ref,
+                                silu_gate_ref,   gelu_gate_ref,   softcap_ref,  attention_ref,
+                                merge_spans_ref, quantize_kv_ref, to_half_ref,  rope_ref,
+                                add_ref,         interleave_ref};
   return &table;
 }
 

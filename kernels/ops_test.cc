@@ -1,5 +1,5 @@
-// Gates, soft caps and windowed attention: every ISA gives the reference's bits, and the reference
-// is right by sums in double.
+// Gates, soft caps, rope and sums: every ISA gives the reference's bits, and the reference is right
+// by sums in double.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -37,6 +37,12 @@ Exact<float> random_floats(Random& random, int n, float deviation) {
 
 bool same_bits(const Exact<float>& a, const Exact<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+// Which NaN comes out of two, or out of none, is not specified.
+Exact<float> one_nan(Exact<float> x) {
+  for (float& value : x) value = std::isnan(value) ? kNaN : value;
+  return x;
 }
 
 void sprinkle(Random& random, Exact<float>& x) {
@@ -103,67 +109,62 @@ void test_softcap() {
   }
 }
 
-template <typename Kv>
-void test_window() {
-  Random random(3);
-  for (int round = 0; round < 200; ++round) {
-    const int dim =
-        static_cast<int>(round % 2 ? 8 * random.between(1, 16) : random.between(1, 131));
-    const int n = static_cast<int>(random.between(1, 170));
-    const int first = random.chance(0.2) ? 0 : static_cast<int>(random.between(0, n - 1));
-    // Either all positions have a row of their own, or a ring has room for the window's tiles.
-    const int tiles = (n + kAttentionTile - 1) / kAttentionTile - first / kAttentionTile;
-    const int ring =
-        random.chance(0.3) ? n : kAttentionTile * (tiles + static_cast<int>(random.between(0, 2)));
-    const float cap = random.chance(0.5) ? 0.0f : std::exp(random.normal(1.0f) + 1);
-    const Exact<float> q = random_floats(random, dim, random.chance(0.2) ? 30.0f : 1.0f);
-    // What no position of the window is stored in must not count, whatever it is.
-    Exact<Kv> k(static_cast<size_t>(ring) * dim, sizeof(Kv) == 2 ? Kv(0x7e00) : Kv(kNaN)), v = k;
-    std::vector<double> k_value(static_cast<size_t>(n) * dim), v_value(k_value.size());
-    const auto fill = [&](Exact<Kv>& kv, std::vector<double>& value) {
-      for (int p = first; p < n; ++p) {
-        for (int d = 0; d < dim; ++d) {
-          Kv& stored = kv[static_cast<size_t>(p % ring) * dim + d];
-          const float x = random.normal();
-          if constexpr (sizeof(Kv) == 2) {
-            stored = float_to_half(x);
-            value[static_cast<size_t>(p) * dim + d] = half_to_float(stored);
-          } else {
-            value[static_cast<size_t>(p) * dim + d] = stored = x;
-          }
+void test_rope() {
+  Random random(4);
+  for (int round = 0; round < 300; ++round) {
+    const int dim = static_cast<int>(random.between(1, 140)), n_heads = 1 + round % 3;
+    const int n_pairs = static_cast<int>(random.between(0, dim / 2));
+    Exact<float> heads = random_floats(random, n_heads * dim, 2.0f);
+    if (round % 3 == 0) sprinkle(random, heads);
+    Exact<float> table(2 * n_pairs);
+    for (int i = 0; i < n_pairs; ++i) {
+      const double angle = random.normal(100.0f);
+      table[i] = static_cast<float>(std::cos(angle));
+      table[n_pairs + i] = static_cast<float>(std::sin(angle));
+    }
+    for (const bool halves : {true, false}) {
+      Exact<float> truth = heads;
+      kernels_ref()->rope(truth.data(), n_heads, dim, table.data(), n_pairs, halves);
+      for (int i = 0; i < n_heads * dim; ++i) {
+        const int d = i % dim;
+        if (d >= 2 * n_pairs) {
+          CHECK(std::memcmp(&truth[i], &heads[i], sizeof(float)) == 0);
+          continue;
         }
+        const bool second = halves ? d >= n_pairs : d % 2 == 1;
+        const int pair = halves ? d % n_pairs : d / 2;
+        const int mate = halves ? (second ? i - n_pairs : i + n_pairs) : i - d + (d ^ 1);
+        const double c = table[pair], s = table[n_pairs + pair];
+        const double expected =
+            second ? heads[mate] * s + heads[i] * c : heads[i] * c - heads[mate] * s;
+        if (std::isfinite(expected) && std::fabs(expected) < 1e30)
+          CHECK_CASE(std::fabs(truth[i] - expected) <=
+                         1e-6 * (std::fabs(heads[i]) + std::fabs(heads[mate])) + 1e-37,
+                     "dim %d pairs %d column %d", dim, n_pairs, d);
       }
-    };
-    fill(k, k_value);
-    fill(v, v_value);
-    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-    const auto run = [&](const Kernels* kernels) {
-      Exact<float> out(dim);
-      const AttentionArgs args = {q.data(), k.data(), v.data(), out.data(), dim,
-                                  n,        scale,    first,    cap,        ring};
-      (sizeof(Kv) == 2 ? kernels->attention_f16 : kernels->attention_f32)(&args);
-      return out;
-    };
-    const Exact<float> truth = run(kernels_ref());
-    std::vector<double> score(n);
-    double peak = -INFINITY, total = 0;
-    for (int i = first; i < n; ++i) {
-      for (int d = 0; d < dim; ++d) score[i] += q[d] * k_value[static_cast<size_t>(i) * dim + d];
-      score[i] *= scale;
-      if (cap != 0) score[i] = cap * std::tanh(score[i] / cap);
-      peak = std::max(peak, score[i]);
+      for (const Kernels* kernels : tables()) {
+        Exact<float> y = heads;
+        kernels->rope(y.data(), n_heads, dim, table.data(), n_pairs, halves);
+        CHECK_CASE(same_bits(one_nan(y), one_nan(truth)), "%s dim %d pairs %d", kernels->name, dim,
+                   n_pairs);
+      }
     }
-    for (int i = first; i < n; ++i) total += score[i] = std::exp(score[i] - peak);
-    for (int d = 0; d < dim; ++d) {
-      double expected = 0;
-      for (int i = first; i < n; ++i)
-        expected += score[i] * v_value[static_cast<size_t>(i) * dim + d];
-      CHECK_CASE(std::fabs(truth[d] - expected / total) <= 1e-4, "dim %d positions %d to %d", dim,
-                 first, n);
+  }
+}
+
+void test_add() {
+  Random random(5);
+  for (int n = 1; n < 100; ++n) {
+    const Exact<float> start = random_floats(random, n, 1.0f), x = random_floats(random, n, 1.0f);
+    const float factor = n % 2 ? 1.0f : random.normal();
+    for (const Kernels* kernels : tables()) {
+      Exact<float> y = start;
+      kernels->add(y.data(), x.data(), factor, n);
+      for (int i = 0; i < n; ++i) {
+        const float product = factor * x[i];
+        CHECK_CASE(y[i] == start[i] + product, "%s n %d", kernels->name, n);
+      }
     }
-    for (const Kernels* kernels : tables())
-      CHECK_CASE(same_bits(run(kernels), truth), "%s dim %d positions %d to %d", kernels->name, dim,
-                 first, n);
   }
 }
 
@@ -175,7 +176,7 @@ int main() {
   test::test_seed();
   test::section("gelu_gate", test_gelu_gate);
   test::section("softcap", test_softcap);
-  test::section("window f16", test_window<uint16_t>);
-  test::section("window f32", test_window<float>);
+  test::section("rope", test_rope);
+  test::section("add", test_add);
   return test::finish("ops_test");
 }

@@ -30,9 +30,9 @@ SIZES = ("floor", 96 * MIB, 160 * MIB)
 
 
 @cache
-def floor_of(model: Path) -> int:
+def floor_of(model: Path, kv: str = "f16") -> int:
     planner = open_planner(model)[1]
-    return planner.floor(make_settings(planner, 1 << 40, CTX, THREADS))[0]
+    return planner.floor(make_settings(planner, 1 << 40, CTX, THREADS, kv))[0]
 
 
 @cache
@@ -92,14 +92,15 @@ def test_the_same_bits_at_every_size(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kv", ["f16", "q8_0"])
 def test_a_long_prompt_at_the_floor(
-    cgroup: ModuleType, own_demo_model: Path, tmp_path: Path
+    cgroup: ModuleType, own_demo_model: Path, tmp_path: Path, kv: str
 ) -> None:
     """Prefill, the tokenizer's word cache and a full KV cache: the worst that a request can do."""
-    size = floor_of(own_demo_model)
+    size = floor_of(own_demo_model, kv)
     prompt = tmp_path / "prompt.txt"
     prompt.write_text(" ".join(f"word{i * 7919 % 10007}" for i in range(90)))
-    result = run(cgroup, own_demo_model, size, "generate", "-f", prompt, "-n", 4)
+    result = run(cgroup, own_demo_model, size, "generate", "-f", prompt, "-n", 4, "--kv", kv)
     check_law(result, size)
     assert json.loads(result.stdout)["prompt_tokens"] > 350
 

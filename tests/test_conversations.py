@@ -218,7 +218,7 @@ def test_any_history_gives_the_same_bits(
     path, whole = tmp_path / "model.gguf", tmp_path / "whole.gguf"
     n_vocab = write_model(rng, family, path)
     whole.write_bytes(path.read_bytes())
-    kv = rng.choice(["f16", "f32"])
+    kv = rng.choice(["f16", "f32", "q8_0"])
     monkeypatch.setenv("EDGE_RT_ISA", "ref")
     truth = Truth(whole, kv=kv)
     monkeypatch.setenv("EDGE_RT_ISA", "auto")

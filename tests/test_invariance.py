@@ -140,10 +140,37 @@ def test_scores_do_not_depend_on_the_budget(model: Path) -> None:
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("kv", ["f16", "f32"])
-def test_each_kv_type_is_invariant(model: Path, kv: str) -> None:
-    assert rows(model, N_TOKENS, kv=kv, weight_cap="0", threads=1) == rows(
-        model, N_TOKENS, kv=kv, threads=3
-    )
+@pytest.mark.parametrize("kv", ["f16", "f32", "q8_0"])
+def test_each_kv_type_is_invariant(model: Path, monkeypatch: pytest.MonkeyPatch, kv: str) -> None:
+    found = rows(model, N_TOKENS, kv=kv, threads=3)
+    assert rows(model, N_TOKENS, kv=kv, weight_cap="0", threads=1) == found
+    assert rows_on(monkeypatch, "ref", model, N_TOKENS, kv=kv, weight_cap=500_000) == found
     # The elements of the cache are a choice that changes answers, and it is the only one.
-    assert (rows(model, N_TOKENS, kv=kv) == reference(model, N_TOKENS)) == (kv == "f16")
+    monkeypatch.undo()
+    assert (found == reference(model, N_TOKENS)) == (kv == "f16")
+    set_pass(monkeypatch, 5)
+    assert rows(model, N_TOKENS, kv=kv, threads=2) == found
+
+
+@pytest.mark.parametrize("kv", ["f16", "f32", "q8_0"])
+def test_long_contexts_are_invariant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv: str
+) -> None:
+    """Several spans of attention: in a decode step the threads share them."""
+    maker = load_script("make_model")
+    config = maker.Config(
+        layers=2, hidden=64, ffn=64, heads=6, kv_heads=2, head_dim=24, vocab=512, context=700,
+        format="F16",
+    )  # fmt: skip
+    maker.build(config, 3).write(tmp_path / "long.gguf")
+    n, found = 530, set()
+    for isa, threads, longest in (("auto", 3, 256), ("ref", 2, 256), ("auto", 1, 7)):
+        monkeypatch.setenv("EDGE_RT_ISA", isa)
+        set_pass(monkeypatch, longest)
+        for prompt in (n - 1, n - 9):  # the last tokens within a pass, or one by one
+            with open_engine(tmp_path / "long.gguf", ctx=700, threads=threads, kv=kv) as engine:
+                engine.prefill(ids(n)[:prompt])
+                for token in ids(n)[prompt:]:
+                    engine.decode(token)
+                found.add(engine.logits_bytes())
+    assert len(found) == 1

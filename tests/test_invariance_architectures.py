@@ -125,9 +125,10 @@ def test_resize_in_the_middle(model: Path) -> None:
             assert engine.logits_bytes() == reference_row(model, N_TOKENS, index), f"token {index}"
 
 
-def test_each_kv_type(model: Path) -> None:
-    found = rows(model, N_TOKENS, kv="f32", weight_cap="0", threads=1)
-    assert found == rows(model, N_TOKENS, kv="f32")
+@pytest.mark.parametrize("kv", ["f32", "q8_0"])
+def test_each_kv_type(model: Path, kv: str) -> None:
+    found = rows(model, N_TOKENS, kv=kv, weight_cap="0", threads=1)
+    assert found == rows(model, N_TOKENS, kv=kv)
     assert found != reference(model, N_TOKENS)
 
 

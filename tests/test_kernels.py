@@ -231,28 +231,72 @@ def test_elementwise(n, rng):
             np.testing.assert_array_equal(ours, scalar)
 
 
-@pytest.mark.parametrize("head_dim", [4, 8, 12, 64, 100, 128])
-@pytest.mark.parametrize("n_positions", [1, 5, 31, 32, 33, 64, 100, 257])
-def test_attention(head_dim, n_positions, rng):
-    q = rng.standard_normal(head_dim, dtype=np.float32)
+def stored(x: np.ndarray, kv_format: str) -> np.ndarray:
+    """The rows of ``x`` as the KV cache keeps them."""
+    if kv_format != "q8_0":
+        return x.astype(np.float16 if kv_format == "f16" else np.float32)
+    n = x.shape[1]
+    blocks = np.pad(x, ((0, 0), (0, -n % 32))).reshape(len(x), -1, 32)
+    d = (np.abs(blocks).max(-1, keepdims=True) / np.float32(127)).astype(np.float16)
+    inverse = np.float32(1) / d.astype(np.float32)
+    codes = np.clip(np.rint(blocks * inverse), -127, 127)
+    return (codes * d.astype(np.float32)).reshape(len(x), -1)[:, :n]
+
+
+@pytest.mark.parametrize("kv_format", ["f16", "f32", "q8_0"])
+@pytest.mark.parametrize("head_dim", [4, 8, 12, 64, 80, 100, 128])
+@pytest.mark.parametrize("n_positions", [1, 5, 31, 32, 33, 64, 100, 257, 600])
+def test_attention(head_dim, n_positions, kv_format, rng):
+    n_heads, window = int(rng.integers(1, 6)), int(rng.integers(0, n_positions + 1))
+    n_tokens = int(rng.integers(1, min(n_positions, 24 // n_heads) + 1))
+    q = rng.standard_normal((n_tokens, n_heads, head_dim), dtype=np.float32)
     k, v = (rng.standard_normal((n_positions, head_dim), dtype=np.float32) for _ in range(2))
     scale = head_dim**-0.5
-    for half in (True, False):
-        kk, vv = (a.astype(np.float16) if half else a for a in (k, v))
-        scores = kk.astype(np.float64) @ q * scale
-        p = np.exp(scores - scores.max())
-        expected = p / p.sum() @ vv.astype(np.float64)
-        outs = []
-        for isa in ["ref", *SIMD]:
-            out = np.empty(head_dim, np.float32)
-            if half:
-                _kernels.attention_f16(isa, q, kk.view(np.uint16), vv.view(np.uint16), scale, out)
-            else:
-                _kernels.attention_f32(isa, q, kk, vv, scale, out)
-            np.testing.assert_allclose(out, expected, rtol=1e-4, atol=2e-6)
-            outs.append(bits(out))
-        for out in outs[1:]:
-            np.testing.assert_array_equal(out, outs[0])
+    wide_k, wide_v = (stored(a, kv_format).astype(np.float64) for a in (k, v))
+    wide_q = reference_q(q, kv_format)
+    expected = np.empty(q.shape)
+    for t in range(n_tokens):
+        end = n_positions - n_tokens + t + 1
+        first = max(0, end - window) if window else 0
+        scores = wide_q[t] @ wide_k[first:end].T * scale
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        expected[t] = p / p.sum(-1, keepdims=True) @ wide_v[first:end]
+    outs = []
+    for isa in ["ref", *SIMD]:
+        out = np.empty_like(q)
+        _kernels.attention(isa, kv_format, q, k, v, scale, out, window=window)
+        np.testing.assert_allclose(out, expected, rtol=1e-4, atol=2e-6)
+        outs.append(bits(out))
+        one = np.empty_like(q[-1:])  # the last token, its spans apart
+        args = (isa, kv_format, q[-1:].copy(), k, v, scale, one)
+        _kernels.attention(*args, window=window, by_spans=True)
+        np.testing.assert_array_equal(bits(one), outs[0][-1:])
+    for out in outs[1:]:
+        np.testing.assert_array_equal(out, outs[0])
+
+
+def reference_q(q: np.ndarray, kv_format: str) -> np.ndarray:
+    """Queries as the products with the keys see them: int8 per 32 columns for keys in q8_0."""
+    if kv_format != "q8_0":
+        return q.astype(np.float64)
+    rows = q.reshape(-1, q.shape[-1])
+    n = rows.shape[1]
+    padded = np.pad(rows, ((0, 0), (0, -n % 32)))
+    codes, scales = reference.quantize_activations(padded)
+    wide = codes.reshape(len(rows), -1, 32) * scales.reshape(len(rows), -1, 1).astype(np.float64)
+    return wide.reshape(len(rows), -1)[:, :n].reshape(q.shape)
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 80, 128])
+def test_attention_of_quantized_keys_and_values_is_near(head_dim, rng):
+    """q8_0 against the float cache: half a step of codes in q, k and v."""
+    q = rng.standard_normal((1, 4, head_dim), dtype=np.float32)
+    k, v = (rng.standard_normal((300, head_dim), dtype=np.float32) for _ in range(2))
+    found = {}
+    for kv_format in ("f32", "q8_0"):
+        found[kv_format] = np.empty_like(q)
+        _kernels.attention("auto", kv_format, q, k, v, head_dim**-0.5, found[kv_format])
+    assert 0 < np.abs(found["q8_0"] - found["f32"]).max() < 0.02
 
 
 def test_half_floats_round_trip():

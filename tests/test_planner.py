@@ -13,6 +13,7 @@ import pytest
 
 from edge_rt import BudgetError, Engine, UsageError
 from edge_rt.engine import make_settings, open_planner
+from edge_rt.planner import KV_FORMATS
 from edge_rt.sizes import MIB
 
 
@@ -76,7 +77,7 @@ def test_floor(planner: Any) -> None:
     assert refused.fits is False and refused.floor_bytes == floor
 
 
-@pytest.mark.parametrize("kv", ["f16", "f32"])
+@pytest.mark.parametrize("kv", ["f16", "f32", "q8_0"])
 def test_roles_stay_within_the_budget(planner: Any, kv: str) -> None:
     rng = random.Random(5)
     for _ in range(60):
@@ -130,4 +131,17 @@ def test_context_and_threads_raise_the_floor(planner: Any) -> None:
     assert floor(ctx=512, threads=64) > floor(ctx=512, threads=1)
     if planner.program.hyper.n_ctx_train >= 4096:
         assert floor(ctx=4096) > floor(ctx=64)
-        assert floor(ctx=4096, kv="f32") > floor(ctx=4096, kv="f16")
+        assert floor(ctx=4096, kv="f32") > floor(ctx=4096, kv="f16") > floor(ctx=4096, kv="q8_0")
+
+
+def test_quantized_keys_and_values_take_half(planner: Any) -> None:
+    """34 bytes per 32 elements, in tiles of 32 positions."""
+    hyper = planner.program.hyper
+    for ctx in (512, 100):
+        plan = {kv: planner.plan(make_settings(planner, "8GiB", ctx, kv=kv)) for kv in KV_FORMATS}
+        columns = 2 * hyper.n_layers * hyper.n_kv_heads * -(-hyper.head_dim // 32) * 32
+        rows = -(-min(ctx, plan["f16"].kv_positions[0]) // 32) * 32
+        if len(set(plan["f16"].kv_positions)) == 1:
+            assert plan["q8_0"].kv_bytes == -(-columns * rows * 34 // 32 // 4096) * 4096
+        for kv in KV_FORMATS:
+            assert plan[kv].roles["kv"] == plan[kv].kv_bytes

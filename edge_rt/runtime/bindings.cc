@@ -101,6 +101,12 @@ const Kernels* kernels_or_throw(const std::string& isa) {
   return kernels;
 }
 
+int kv_format_or_throw(const std::string& name) {
+  const int format = kv_format_named(name.c_str());
+  if (format < 0) throw nb::value_error(("unknown KV format '" + name + "'").c_str());
+  return format;
+}
+
 using Logits = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using TileTuple = std::tuple<int, int, int64_t>;         // row, n_rows, arena offset or -1
 using BlockTuple = std::pair<uint64_t, size_t>;          // file offset, length
@@ -173,14 +179,17 @@ void bind_runtime(nb::module_& m) {
           "parts"_a = std::vector<PartTuple>())
       .def(
           "set_attention",
-          [](Runtime& r, int n_heads, int n_kv_heads, int head_dim, int n_ctx, bool half,
-             bool rope_halves, int64_t kv_offset, const std::vector<int>& kv_positions,
-             double temperature, int temperature_length) {
-            r.set_attention({n_heads, n_kv_heads, head_dim, n_ctx, half, rope_halves, kv_offset,
-                             kv_positions, temperature, temperature_length});
+          [](Runtime& r, int n_heads, int n_kv_heads, int head_dim, int n_ctx,
+             const std::string& kv_format, bool rope_halves, int64_t kv_offset,
+             int64_t spans_offset, const std::vector<int>& kv_positions, double temperature,
+             int temperature_length) {
+            r.set_attention({n_heads, n_kv_heads, head_dim, n_ctx, kv_format_or_throw(kv_format),
+                             rope_halves, kv_offset, spans_offset, kv_positions, temperature,
+                             temperature_length});
           },
-          "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "n_ctx"_a, "half"_a, "rope_halves"_a,
-          "kv_offset"_a, "kv_positions"_a, "temperature"_a = 0.0, "temperature_length"_a = 1)
+          "n_heads"_a, "n_kv_heads"_a, "head_dim"_a, "n_ctx"_a, "kv_format"_a, "rope_halves"_a,
+          "kv_offset"_a, "spans_offset"_a, "kv_positions"_a, "temperature"_a = 0.0,
+          "temperature_length"_a = 1)
       .def(
           "add_rope_table",
           [](Runtime& r, int buffer, const std::vector<double>& frequencies, double magnitude) {
@@ -390,6 +399,14 @@ NB_MODULE(_runtime, m) {
   m.def(
       "matmul_scratch_bytes", [](size_t n_cols) { return matmul_scratch_bytes(n_cols); },
       "n_cols"_a);
+  m.def("attention_scratch_bytes", &attention_scratch_bytes, "head_dim"_a);
+  m.def("attention_spans_bytes", &attention_spans_bytes, "n_heads"_a, "head_dim"_a, "n_ctx"_a);
+  m.def(
+      "kv_head_bytes",
+      [](const std::string& kv_format, int head_dim, size_t rows) {
+        return kv_head_bytes(kv_format_or_throw(kv_format), head_dim, rows);
+      },
+      "kv_format"_a, "head_dim"_a, "rows"_a);
   m.def(
       "isa_name", [](const std::string& isa) { return std::string(kernels_or_throw(isa)->name); },
       "isa"_a);

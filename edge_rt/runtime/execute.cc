@@ -1,8 +1,8 @@
 // Running one pass: the compute threads take the units of one step after the other: rows of a
 // matmul's tile, a head of attention, a token of the rest.
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <cstring>
 #include <stdexcept>
 
 #include "edge_rt/runtime/runtime.h"
@@ -71,6 +71,8 @@ bool Runtime::execute(Pass& pass) {
   stop_.store(false, std::memory_order_relaxed);
   failure_error_ = 0;
   next_poll_ = Clock::now() + kPollInterval;
+  for (int i = 0; i < attention_.n_heads; ++i)  // a pass that was given up may have left some
+    spans_done_[i].store(0, std::memory_order_relaxed);
   uint64_t n_hits = 0, n_misses = 0;
   for (const auto& step : steps_[pass.segment]) {
     n_hits += step->n_resident_tiles;
@@ -98,7 +100,7 @@ Work::Units Runtime::Pass::units(int index) const {
     case OpKind::kMatmul:
       return {s.n_streamed, static_cast<int>(s.chunks.size()) - s.n_streamed};
     case OpKind::kAttention:
-      return {0, runtime.attention_units(*this)};
+      return {0, runtime.cut_attention(*this, s.ops[0]).n_units()};
     default:
       return {0, n_tokens};
   }
@@ -122,7 +124,7 @@ void Runtime::Pass::run_unit(int index, int unit, int thread) {
       runtime.run_chunk(*this, s, unit, thread);
       break;
     case OpKind::kAttention:
-      runtime.run_attention(*this, s, unit);
+      runtime.run_attention(*this, s, unit, thread);
       break;
     default:
       for (const Op& op : s.ops) {
@@ -172,16 +174,12 @@ void Runtime::run_op(const Pass& pass, const Op& op, int token, int source_token
     }
     case OpKind::kAddBias: {
       const auto* bias = reinterpret_cast<const float*>(at(op.vector_offset));
-      float* y = row(op.dst, token);
-      for (int j = first; j < first + n; ++j) y[j] = y[j] + bias[j];
+      kernels_->add(row(op.dst, token) + first, bias + first, 1.0f, n);
       break;
     }
-    case OpKind::kAdd: {
-      const float* x = row(op.src, token);
-      float* y = row(op.dst, token);
-      for (int j = first; j < first + n; ++j) y[j] = y[j] + op.value * x[j];
+    case OpKind::kAdd:
+      kernels_->add(row(op.dst, token) + first, row(op.src, token) + first, op.value, n);
       break;
-    }
     case OpKind::kScale: {
       float* y = row(op.dst, token);
       for (int j = first; j < first + n; ++j) y[j] = y[j] * op.value;
@@ -191,27 +189,22 @@ void Runtime::run_op(const Pass& pass, const Op& op, int token, int source_token
       kernels_->softcap(row(op.dst, token) + first, n, op.value);
       break;
     case OpKind::kRope: {
-      float* heads = row(op.dst, token);
-      for (int j = first; j < first + n; j += attention_.head_dim)
-        rotate(heads + j, row(op.src, token), buffers_[op.src].width / 2);
+      const int n_dim = attention_.head_dim;
+      kernels_->rope(row(op.dst, token) + first, n / n_dim, n_dim, row(op.src, token),
+                     buffers_[op.src].width / 2, attention_.rope_halves);
       break;
     }
     case OpKind::kRopeTables:
       run_rope_tables(pass, token);
       break;
     case OpKind::kStoreKv: {
-      const int n_dim = attention_.head_dim;
-      for (int which = 0; which < 2; ++which) {
-        const float* source = row(which == 0 ? op.src : op.src2, token);
-        for (int h = first / n_dim; h < (first + n) / n_dim; ++h) {
-          std::byte* target = kv(op.layer, which, h, pass.position + token);
-          if (attention_.half) {
-            kernels_->to_half(source + h * n_dim, reinterpret_cast<uint16_t*>(target), n_dim);
-          } else {
-            std::memcpy(target, source + h * n_dim, n_dim * sizeof(float));
-          }
-        }
-      }
+      const AttentionShape& a = attention_;
+      const int position = (pass.position + token) % a.kv_positions[op.layer];
+      for (int which = 0; which < 2; ++which)
+        for (int h = first / a.head_dim; h < (first + n) / a.head_dim; ++h)
+          store_kv(kernels_, a.kv_format, which == 0,
+                   row(which == 0 ? op.src : op.src2, token) + h * a.head_dim, a.head_dim,
+                   kv(op.layer, which, h), position);
       break;
     }
     case OpKind::kSiluGate:
@@ -243,44 +236,81 @@ void Runtime::run_rope_tables(const Pass& pass, int token) {
   }
 }
 
-void Runtime::rotate(float* head, const float* table, int n_pairs) const {
-  for (int i = 0; i < n_pairs; ++i) {
-    const float c = table[i], s = table[n_pairs + i];
-    float* a = attention_.rope_halves ? head + i : head + 2 * i;
-    float* b = attention_.rope_halves ? head + i + n_pairs : head + 2 * i + 1;
-    const float x = *a, y = *b;
-    *a = std::fma(x, c, -(y * s));
-    *b = std::fma(x, s, y * c);
-  }
-}
-
 float Runtime::attention_scale(const Op& op, int position) const {
   if (attention_.temperature == 0) return op.value;
   const double periods = position / attention_.temperature_length;
   return static_cast<float>(op.value * (1 + attention_.temperature * std::log1p(periods)));
 }
 
-void Runtime::run_attention(const Pass& pass, const Step& step, int unit) {
+// The heads that share a KV head go through its cache together, of several tokens at once where
+// there are many. Of one token the spans are units, too: a KV head or two would not keep the
+// threads busy. Who does a span last merges them all, in their order.
+Runtime::AttentionCut Runtime::cut_attention(const Pass& pass, const Op& op) const {
+  AttentionCut cut;
+  const int end = pass.position + 1;
+  cut.group = attention_.n_heads / attention_.n_kv_heads;
+  cut.n_together = std::min<int>(cut.group, kAttentionQueries);
+  cut.per_group = (cut.group + cut.n_together - 1) / cut.n_together;
+  cut.n_sets = attention_.n_kv_heads * cut.per_group;
+  cut.first_span = (op.window > 0 ? std::max(0, end - op.window) : 0) / kAttentionSpan;
+  cut.spans = pass.n_tokens == 1 ? n_spans(end) - cut.first_span : 1;
+  const int for_all = pass.n_tokens * cut.n_sets / (4 * pool_->size());  // enough for the threads
+  cut.block = std::clamp(for_all, 1, kAttentionQueries / cut.n_together);
+  cut.n_blocks = (pass.n_tokens + cut.block - 1) / cut.block;
+  return cut;
+}
+
+void Runtime::run_attention(const Pass& pass, const Step& step, int index, int thread) {
   const AttentionShape& a = attention_;
   const Op& op = step.ops[0];
-  const int group = a.n_heads / a.n_kv_heads;
+  const AttentionCut cut = cut_attention(pass, op);
   // The last tokens see the most positions: they come first.
-  const int token = pass.n_tokens - 1 - unit / a.n_heads, head = unit % a.n_heads;
-  const int position = pass.position + token;
-  const bool windowed = op.window > 0 && position >= op.window;
-  const AttentionArgs args = {row(op.src, token) + head * a.head_dim,
-                              kv(op.layer, 0, head / group, 0),
-                              kv(op.layer, 1, head / group, 0),
-                              row(op.dst, token) + head * a.head_dim,
-                              a.head_dim,
-                              position + 1,
-                              attention_scale(op, position),
-                              windowed ? position + 1 - op.window : 0,
-                              op.cap,
-                              a.kv_positions[op.layer]};
-  (a.half ? kernels_->attention_f16 : kernels_->attention_f32)(&args);
+  const int set = index / cut.spans % cut.n_sets;
+  const int token = (cut.n_blocks - 1 - index / cut.spans / cut.n_sets) * cut.block;
+  AttentionUnit unit{token, std::min(cut.block, pass.n_tokens - token), 0, 0, -1, nullptr};
+  unit.head = set / cut.per_group * cut.group + set % cut.per_group * cut.n_together;
+  unit.n_heads = std::min(cut.n_together, (set / cut.per_group + 1) * cut.group - unit.head);
+  if (cut.spans == 1) {
+    attend(pass, op, unit, thread);
+  } else {
+    const size_t columns = a.head_dim + 2;
+    float* sums = reinterpret_cast<float*>(at(a.spans_offset)) + unit.head * cut.spans * columns;
+    unit.span = cut.first_span + index % cut.spans;
+    unit.span_sums = sums + index % cut.spans * unit.n_heads * columns;
+    attend(pass, op, unit, thread);
+    if (spans_done_[set].fetch_add(1, std::memory_order_acq_rel) + 1 < cut.spans) return;
+    spans_done_[set].store(0, std::memory_order_relaxed);
+    kernels_->merge_spans(sums, cut.spans, unit.n_heads, a.head_dim,
+                          row(op.dst, 0) + unit.head * a.head_dim);
+  }
   for (const Epilogue& epilogue : step.epilogues)
-    run_epilogue(pass, epilogue, token, head * a.head_dim, a.head_dim);
+    for (int t = 0; t < unit.n_tokens; ++t)
+      run_epilogue(pass, epilogue, token + t, unit.head * a.head_dim, unit.n_heads * a.head_dim);
+}
+
+void Runtime::attend(const Pass& pass, const Op& op, const AttentionUnit& unit, int thread) {
+  const AttentionShape& a = attention_;
+  const int kv_head = unit.head / (a.n_heads / a.n_kv_heads), position = pass.position + unit.token;
+  std::array<float, kAttentionQueries> scales;
+  for (int t = 0; t < unit.n_tokens; ++t) scales[t] = attention_scale(op, position + t);
+  const AttentionArgs args = {
+      a.kv_format,
+      row(op.src, unit.token) + unit.head * a.head_dim,
+      unit.span < 0 ? row(op.dst, unit.token) + unit.head * a.head_dim : unit.span_sums,
+      static_cast<size_t>(buffers_[op.src].width),
+      kv(op.layer, 0, kv_head),
+      kv(op.layer, 1, kv_head),
+      unit.n_tokens,
+      unit.n_heads,
+      a.head_dim,
+      a.kv_positions[op.layer],
+      position,
+      op.window,
+      scales.data(),
+      op.cap,
+      unit.span,
+      reinterpret_cast<uint8_t*>(at(scratch_offset_)) + thread * scratch_bytes_};
+  kernels_->attention(&args);
 }
 
 void Runtime::run_chunk(const Pass& pass, Step& step, int unit, int thread) {

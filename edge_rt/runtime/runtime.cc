@@ -110,9 +110,10 @@ void Runtime::set_attention(AttentionShape shape) {
   int64_t offset = attention_.kv_offset;
   for (const int positions : attention_.kv_positions) {
     kv_offsets_.push_back(offset);
-    offset += int64_t{2} * attention_.n_kv_heads * positions * attention_.head_dim *
-              (attention_.half ? 2 : 4);
+    offset += int64_t{2} * attention_.n_kv_heads *
+              kv_head_bytes(attention_.kv_format, attention_.head_dim, positions);
   }
+  spans_done_ = std::make_unique<sync::Atomic<int>[]>(attention_.n_heads);
 }
 
 void Runtime::set_scratch(int64_t offset, size_t bytes_per_thread) {
@@ -158,6 +159,8 @@ void Runtime::check_attention(const Op& op) const {
   if (!whole && (!enough || rows % kAttentionTile != 0))
     throw std::invalid_argument("the KV cache of layer " + std::to_string(op.layer) +
                                 " forgets positions that its attention sees");
+  if (attention_scratch_bytes(attention_.head_dim) > scratch_bytes_)
+    throw std::invalid_argument("the attention scratch is too small");
 }
 
 float* Runtime::row(int buffer, int token) const {
@@ -175,12 +178,10 @@ Activations Runtime::activations(int buffer) const {
           reinterpret_cast<const int16_t*>(p + n + n / kBlockColumns * sizeof(float)), width};
 }
 
-std::byte* Runtime::kv(int layer, int which, int head, int position) const {
+std::byte* Runtime::kv(int layer, int which, int head) const {
   const AttentionShape& a = attention_;
-  const size_t element = a.half ? 2 : 4;
-  const size_t positions = a.kv_positions[layer];
-  const size_t index = (size_t{1} * which * a.n_kv_heads + head) * positions + position % positions;
-  return at(kv_offsets_[layer]) + index * a.head_dim * element;
+  const size_t bytes = kv_head_bytes(a.kv_format, a.head_dim, a.kv_positions[layer]);
+  return at(kv_offsets_[layer]) + (size_t{1} * which * a.n_kv_heads + head) * bytes;
 }
 
 const float* Runtime::logits(int r) const {

@@ -19,6 +19,7 @@
 #include "edge_rt/runtime/trace.h"
 #include "flash_io/sync.h"
 #include "kernels/kernels.h"
+#include "kernels/kv_cache.h"
 #include "loaders/stream.h"
 
 namespace edge_rt {
@@ -78,9 +79,10 @@ struct Op {
 
 struct AttentionShape {
   int n_heads, n_kv_heads, head_dim, n_ctx;
-  bool half;          // KV elements are half floats, else floats
+  int kv_format;      // KvFormat
   bool rope_halves;   // rotate (i, i + n/2) pairs instead of (2i, 2i + 1)
-  int64_t kv_offset;  // layer by layer: (k|v, kv_head, kv_positions[layer], head_dim)
+  int64_t kv_offset;  // layer by layer: (k|v, kv_head), each kv_head_bytes of kv_positions[layer]
+  int64_t spans_offset;  // attention_spans_bytes(n_heads, head_dim, n_ctx), 64-aligned
   // Rows of each layer: n_ctx, or a ring for what a window and one pass need.
   std::vector<int> kv_positions;
   // Scores at position p are multiplied by 1 + temperature * log(1 + floor(p /
@@ -88,6 +90,12 @@ struct AttentionShape {
   double temperature = 0;
   int temperature_length = 1;
 };
+
+// Bytes for what the spans of a context have given, when the threads share one token's attention.
+inline size_t attention_spans_bytes(int n_heads, int head_dim, int n_ctx) {
+  const int spans = n_spans(n_ctx);
+  return spans < 2 ? 0 : size_t{4} * spans * n_heads * (head_dim + 2);
+}
 
 struct RopeTable {
   int buffer;  // (max_tokens, 2 * pairs): cosines, then sines, of the pass's positions
@@ -226,6 +234,15 @@ class Runtime {
     OpKind kind() const { return ops[0].kind; }
     bool by_token() const { return kind() != OpKind::kMatmul && kind() != OpKind::kAttention; }
   };
+  struct AttentionUnit {  // heads that share a KV head, of some tokens of the pass
+    int token, n_tokens, head, n_heads;
+    int span;          // the only one of this unit, or -1: all
+    float* span_sums;  // (n_heads, head_dim + 2), if it is one
+  };
+  struct AttentionCut {  // into units: blocks of tokens, sets of heads, spans of positions
+    int group, n_together, per_group, n_sets, first_span, spans, block, n_blocks;
+    int n_units() const { return n_blocks * n_sets * spans; }
+  };
   struct Pass final : Work {
     Pass(Runtime& owner, const std::function<bool()>& stop) : runtime(owner), poll(stop) {}
     Runtime& runtime;
@@ -255,10 +272,10 @@ class Runtime {
   void run_epilogue(const Pass& pass, const Epilogue& epilogue, int token, int first, int n);
   void run_chunk(const Pass& pass, Step& step, int unit, int thread);
   const std::byte* wait_for_tile(const Pass& pass, uint64_t sequence, int thread);
-  void run_attention(const Pass& pass, const Step& step, int unit);
-  int attention_units(const Pass& pass) const { return pass.n_tokens * attention_.n_heads; }
+  AttentionCut cut_attention(const Pass& pass, const Op& op) const;
+  void run_attention(const Pass& pass, const Step& step, int index, int thread);
+  void attend(const Pass& pass, const Op& op, const AttentionUnit& unit, int thread);
   void run_rope_tables(const Pass& pass, int token);
-  void rotate(float* head, const float* table, int n_pairs) const;
   float attention_scale(const Op& op, int position) const;
 
   class Use {  // a call in progress
@@ -308,7 +325,7 @@ class Runtime {
   float* row(int buffer, int token) const;
   Activations activations(int buffer) const;
   std::byte* at(int64_t offset) const { return arena_.data() + offset; }
-  std::byte* kv(int layer, int which, int head, int position) const;
+  std::byte* kv(int layer, int which, int head) const;
 
   const int owner_;  // process that has the threads
   Arena& arena_;
@@ -339,6 +356,8 @@ class Runtime {
   std::array<std::vector<std::unique_ptr<Step>>, 2> steps_;
   AttentionShape attention_{};
   std::vector<int64_t> kv_offsets_;  // of each layer
+  // Spans that are done of the heads that are handed out together; 0 between steps.
+  std::unique_ptr<sync::Atomic<int>[]> spans_done_;
   std::vector<RopeTable> rope_tables_;
   std::vector<Vector> vectors_;
   Embedding embedding_{};

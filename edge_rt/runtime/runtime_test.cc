@@ -119,38 +119,37 @@ void test_same_bits(int format) {
   const TempFile file(model.content);
   const std::vector<int32_t> tokens = random_tokens(random, 37);  // more than one attention tile
   const int n_prompt = 34;
-  std::vector<float> truth[2];  // with a KV cache of floats, of halves
-  for (bool half : {false, true}) {
+  std::vector<float> truth[3];  // by KV format
+  for (int kv_format : {kKvF16, kKvF32, kKvQ8_0}) {
     TinySetup plain;
     plain.residency = Residency::kAll;
     plain.chunk = 1;
-    plain.half = half;
+    plain.kv_format = kv_format;
     TinyRuntime base(model, file.path(), plain);
     CHECK(base.load());
-    truth[half] = base.logits(tokens, n_prompt);
-    CHECK(truth[half].size() == tokens.size() * kVocab);
+    truth[kv_format] = base.logits(tokens, n_prompt);
+    CHECK(truth[kv_format].size() == tokens.size() * kVocab);
     CHECK(base.runtime().stats().block_misses == 0 && base.runtime().stats().block_hits > 0);
   }
-  CHECK(!same_bits(truth[0], truth[1]));
+  CHECK(!same_bits(truth[0], truth[1]) && !same_bits(truth[0], truth[2]));
   if (format == kF32) {
     const std::vector<double> expected = test::tiny_logits(model, tokens);
     for (size_t i = 0; i < expected.size(); ++i)
-      CHECK_CASE(std::fabs(truth[0][i] - expected[i]) < 1e-3, "logit %zu: %g, not %g", i,
-                 truth[0][i], expected[i]);
+      CHECK_CASE(std::fabs(truth[kKvF32][i] - expected[i]) < 1e-3, "logit %zu: %g, not %g", i,
+                 truth[kKvF32][i], expected[i]);
   }
   const auto check = [&](TinySetup setup) {
     setup.ring_units = static_cast<int>(random.between(1, 5));
-    setup.half = random.chance(0.5);
+    setup.kv_format = static_cast<int>(random.between(0, 2));
     setup.direct = random.chance(0.8);
     setup.salt = random.bits();
     TinyRuntime tiny(model, file.path(), setup);
     CHECK(tiny.load());
     const int n_repeats = 1 + random.chance(0.3);
     for (int repeat = 0; repeat < n_repeats; ++repeat)
-      CHECK_CASE(same_bits(tiny.logits(tokens, n_prompt), truth[setup.half]),
-                 "%s format %d residency %d threads %d chunk %d half %d", setup.kernels->name,
-                 format, static_cast<int>(setup.residency), setup.n_threads, setup.chunk,
-                 setup.half);
+      CHECK_CASE(same_bits(tiny.logits(tokens, n_prompt), truth[setup.kv_format]),
+                 "%s format %d residency %d threads %d chunk %d KV %d", setup.kernels->name, format,
+                 static_cast<int>(setup.residency), setup.n_threads, setup.chunk, setup.kv_format);
     const Stats stats = tiny.runtime().stats();
     CHECK((stats.block_misses == 0) == (setup.residency == Residency::kAll));
     CHECK((stats.block_hits == 0) == (setup.residency == Residency::kNone));

@@ -184,7 +184,7 @@ def run(data: bytes) -> None:
             planner.plan(make_settings(planner, ram, ctx, 2, kv))
             for ram, ctx, kv in (
                 ("64MiB", 1, "f32"),
-                ("200MiB", None, "f16"),
+                ("200MiB", None, "q8_0"),
                 ("8GiB", None, "f16"),
             )
         ]
@@ -228,7 +228,9 @@ def _check_plan(planner: Planner, plan: Plan) -> None:
     require(total <= plan.settings.budget, f"{total} bytes planned of {plan.settings.budget}")
     require(plan.floor_bytes <= plan.settings.budget, "a plan below its floor")
     require(plan.arena_bytes <= total + MIB, f"an arena of {plan.arena_bytes} of {total}")
+    spans = planner._spans_bytes(plan.settings)
     extents = [(plan.kv_offset, plan.kv_bytes), (plan.ring_offset, plan.ring_bytes)]
+    extents.append((plan.spans_offset, spans))
     extents.append((plan.staging_offset, plan.pass_tokens * plan.staging_bytes))
     extents += [
         (offset, planner._buffer_bytes(name, plan.pass_tokens, plan.logit_rows))

@@ -18,7 +18,7 @@
 namespace edge_rt::test {
 
 constexpr int kLayers = 2, kHidden = 64, kHeads = 4, kKvHeads = 2, kHeadDim = 16, kFfn = 96,
-              kVocab = 160, kContext = 48;
+              kVocab = 160, kContext = 300;  // two spans of attention
 constexpr float kEps = 1e-5f;
 constexpr int kWindow = 9, kTemperatureLength = 8;
 constexpr int kRing = 32;  // positions of layer 1's cache: a window, a pass, whole tiles
@@ -235,7 +235,7 @@ struct TinySetup {
   Residency residency = Residency::kNone;
   int n_threads = 1, chunk = 4;
   int ring_units = 1;  // times the largest block
-  bool half = false;
+  int kv_format = kKvF32;
   bool direct = true;
   const char* io = "auto";
   int ring_rows = kRing;  // of layer 1's cache
@@ -270,9 +270,12 @@ class TinyRuntime {
                             kKvHeads,
                             kHeadDim,
                             kContext,
-                            setup.half,
+                            setup.kv_format,
                             model.rope_halves,
-                            take(kLayers * kKvHeads * kContext * kHeadDim * 8),
+                            take(kLayers * kKvHeads * 2 *
+                                 std::max(kv_head_bytes(kKvF32, kHeadDim, kContext),
+                                          kv_head_bytes(kKvQ8_0, kHeadDim, kContext))),
+                            take(attention_spans_bytes(kHeads, kHeadDim, kContext)),
                             {kContext, setup.ring_rows},
                             kTemperature,
                             kTemperatureLength});
@@ -325,7 +328,7 @@ class TinyRuntime {
     matmul(1, {{weight("head"), normed8, logits, false}});
     runtime_.add_op(1, op(OpKind::kScale, -1, -1, logits, 0.5f));
     runtime_.add_op(1, op(OpKind::kSoftcap, -1, -1, logits, kLogitCap));
-    const size_t scratch = matmul_scratch_bytes(kFfn);
+    const size_t scratch = std::max(matmul_scratch_bytes(kFfn), attention_scratch_bytes(kHeadDim));
     runtime_.set_scratch(take(scratch * setup.n_threads), scratch);
     const AlignedExtent row = file_.cover(file_.alignment() - 1, kHidden * 4);
     runtime_.set_embedding({model.embedding_offset, kF32, kVocab, kHidden, x_,

@@ -30,7 +30,8 @@ struct Matrix {
 };
 struct Shape {
   int hidden, n_ctx, vocab, n_heads, n_kv_heads, head_dim, n_layers, max_tokens, logit_rows;
-  bool half, rope_halves;
+  int kv_format;
+  bool rope_halves;
   double temperature;
   std::vector<int> windows, kv_positions;
 };
@@ -66,7 +67,7 @@ class Maker {
     s.max_tokens = std::min(pick(1, 8), s.n_ctx);
     s.logit_rows = pick(1, s.max_tokens);
     s.vocab = pick(1, 40);
-    s.half = in_.flag(), s.rope_halves = in_.flag();
+    s.kv_format = pick(0, 2), s.rope_halves = in_.flag();
     s.temperature = in_.flag() ? 0.1 : 0.0;
     for (int layer = 0; layer < s.n_layers; ++layer) {
       s.windows.push_back(in_.flag() ? pick(1, 20) : 0);
@@ -251,14 +252,17 @@ class Machine {
     }
     size_t kv = 0;
     for (const int n : s.kv_positions)
-      kv += size_t{2} * s.n_kv_heads * n * s.head_dim * (s.half ? 2 : 4);
+      kv += size_t{2} * s.n_kv_heads * kv_head_bytes(s.kv_format, s.head_dim, n);
     const int64_t kv_offset = take(kv);
     std::fill_n(arena_.data() + kv_offset, kv, std::byte{0});
-    runtime_.set_attention({s.n_heads, s.n_kv_heads, s.head_dim, s.n_ctx, s.half, s.rope_halves,
-                            kv_offset, s.kv_positions, s.temperature, 4});
+    runtime_.set_attention({s.n_heads, s.n_kv_heads, s.head_dim, s.n_ctx, s.kv_format,
+                            s.rope_halves, kv_offset,
+                            take(attention_spans_bytes(s.n_heads, s.head_dim, s.n_ctx)),
+                            s.kv_positions, s.temperature, 4});
     size_t widest = 1;
     for (const Matrix& m : p.matrices) widest = std::max(widest, static_cast<size_t>(m.n_cols));
-    size_t scratch = (matmul_scratch_bytes(widest) + 63) / 64 * 64;
+    size_t scratch = std::max((matmul_scratch_bytes(widest) + 63) / 64 * 64,
+                              attention_scratch_bytes(s.head_dim));
     if (p.breaks_scratch) scratch = 64;
     runtime_.set_scratch(take(scratch * way.n_threads), scratch);
     const size_t row = row_bytes(p.embedding_format, s.hidden);
