@@ -6,7 +6,7 @@
 
 namespace edge_rt {
 
-MatmulKernel matmul_ref(int format);         // matmul_ref.cc
+MatmulKernel matmul_ref(int format);  // matmul_ref.cc
 InterleaveKernel interleave_ref(int format);
 void attention_ref(const AttentionArgs* a);  // attention_ref.cc
 void merge_spans_ref(const float* spans, int n_spans, int n_heads, int head_dim, float* out);

@@ -157,15 +157,25 @@ std::vector<Runtime::ResidentTile> Runtime::tiles_to_interleave() const {
 }
 
 void Runtime::interleave(const ResidentTile* tiles, int n_tiles) {
-  sync::Atomic<int> next{0};
-  const auto work = [&](int thread) {
-    auto* scratch = reinterpret_cast<uint8_t*>(at(scratch_offset_)) + thread * scratch_bytes_;
-    for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n_tiles;)
-      tiles[i].weight->interleave(reinterpret_cast<uint8_t*>(at(tiles[i].begin)),
-                                  row_bytes(tiles[i].weight->format, tiles[i].weight->n_cols),
-                                  tiles[i].n_rows, scratch);
-  };
-  pool_->run(work, [] {});
+  struct Interleaving final : Work {
+    Runtime* runtime;
+    const ResidentTile* tiles;
+    int n_tiles;
+
+    Interleaving(Runtime* r, const ResidentTile* t, int n) : runtime(r), tiles(t), n_tiles(n) {}
+    int n_steps() const override { return 1; }
+    Units units(int) const override { return {0, n_tiles}; }
+    bool is_ready(int, int) const override { return true; }
+    void run_unit(int, int unit, int thread) override {
+      const ResidentTile& tile = tiles[unit];
+      tile.weight->interleave(reinterpret_cast<uint8_t*>(runtime->at(tile.begin)),
+                              row_bytes(tile.weight->format, tile.weight->n_cols), tile.n_rows,
+                              reinterpret_cast<uint8_t*>(runtime->at(runtime->scratch_offset_)) +
+                                  thread * runtime->scratch_bytes_);
+    }
+    void meanwhile() override {}
+  } work(this, tiles, n_tiles);
+  pool_->run(work);
 }
 
 // Requests are sent in the order of the arena. While the later ones are in flight, the compute
