@@ -66,7 +66,7 @@ def test_sums(chat_model: Path, n_threads: int, streamed: bool) -> None:
     names = {name for row in decode["by_op"] for name in row["op"].split("+")}
     assert {"attn_q", "ffn_up", "ffn_down", "attention", "output", "rms_norm"} <= names
     if streamed:
-        assert 0 < decode["reading_ms"] and decode["flash_requests"] > 0
+        assert decode["reading_ms"] > 0 and decode["flash_requests"] > 0
     else:
         assert decode["reading_ms"] == 0 and decode["stall_ms"] == 0
 

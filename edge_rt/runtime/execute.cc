@@ -134,7 +134,6 @@ void Runtime::Pass::run_unit(int index, int unit, int thread) {
         runtime.run_op(*this, op, unit, first_op ? unit + first_row : unit, 0, width);
       }
   }
-  if (trace.is_on()) trace.end_unit(thread);
 }
 
 bool Runtime::should_stop(const Pass& pass, int thread) {

@@ -255,6 +255,9 @@ class Runtime {
     Units units(int index) const override;
     bool is_ready(int index, int unit) const override;
     void run_unit(int index, int unit, int thread) override;
+    void leave_step(int thread) override {
+      if (runtime.trace_.is_on()) runtime.trace_.leave_step(thread);
+    }
     void meanwhile() override { runtime.should_stop(*this, 0); }
   };
 

@@ -30,8 +30,8 @@ const std::function<bool()> kNeverStop = [] { return false; };
 // Plain integers: if steps or the end of run() did not order them, a thread sanitizer would see it.
 struct CountingWork final : Work {
   int n, round = 0, n_calls = 0;
-  std::vector<int> cell, seen;
-  explicit CountingWork(int units) : n(units), cell(units), seen(units) {}
+  std::vector<int> cell, seen, n_left;
+  explicit CountingWork(int units) : n(units), cell(units), seen(units), n_left(units) {}
   int n_steps() const override { return round % 5; }
   Units units(int) const override { return {n / 2, n - n / 2}; }
   bool is_ready(int, int unit) const override { return unit % 2 != 0; }
@@ -43,6 +43,7 @@ struct CountingWork final : Work {
     }
     if (thread == 1 && round % 50 == 0) usleep(1000);  // the others sleep meanwhile
   }
+  void leave_step(int thread) override { ++n_left[thread]; }
   void meanwhile() override { ++n_calls; }
 };
 
@@ -65,6 +66,7 @@ void test_thread_pool() {
     Units units(int step) const override { return {0, 1 + step % 3}; }
     bool is_ready(int, int) const override { return true; }
     void run_unit(int, int, int) override {}
+    void leave_step(int) override {}
     void meanwhile() override {}
   } empty;
   ThreadPool pair(2);

@@ -93,15 +93,22 @@ void ThreadPool::sleep_until_changed(State seen) {
 }
 
 ThreadPool::State ThreadPool::take_units(int thread) {
+  int mine = -1;  // the step of the units that this thread has run
+  const auto leave = [&] {
+    if (mine >= 0) work_->leave_step(thread);
+    mine = -1;
+  };
   for (;;) {
     State state = state_.load(std::memory_order_acquire);
-    if (is_over(state)) return state;
     const int step = static_cast<int>(state >> kStepShift);
+    if (step != mine) leave();
+    if (is_over(state)) return state;
     const int n_waiting = static_cast<int>(state >> kWaitingShift & kUnitMask);
     const int n_free = static_cast<int>(state & kUnitMask);
     const Work::Units units = work_->units(step);
     const bool some_waiting = n_waiting < units.waiting, some_free = n_free < units.free;
     if (!some_waiting && !some_free) {
+      leave();
       const auto is_changed = [&] { return state_.load(std::memory_order_relaxed) != state; };
       if (sync::spin(kSpins, is_changed)) continue;
       return state;
@@ -112,6 +119,7 @@ ThreadPool::State ThreadPool::take_units(int thread) {
     const int n = waiting ? 1 : std::max(1, (units.free - n_free) / (2 * n_threads_));
     const State next = state + (static_cast<State>(n) << (waiting ? kWaitingShift : 0));
     if (!state_.compare_exchange_strong(state, next, std::memory_order_acq_rel)) continue;
+    mine = step;
     const int first = waiting ? n_waiting : units.waiting + n_free;
     for (int unit = first; unit < first + n; ++unit) work_->run_unit(step, unit, thread);
     if (unfinished_.fetch_sub(n, std::memory_order_acq_rel) == n) end_step(step);

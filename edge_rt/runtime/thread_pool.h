@@ -23,6 +23,9 @@ class Work {
   virtual bool is_ready(int step, int unit) const = 0;
   // Units count from 0, the waiting ones first. Must not throw.
   virtual void run_unit(int step, int unit, int thread) = 0;
+  // Called by a thread that has run units of a step, before it waits or goes on to another step, or
+  // the work is over. Must not throw.
+  virtual void leave_step(int thread) = 0;
   // Called by thread 0 every 20 ms while it waits for the others: another thread may wait for a
   // drive that does not answer, and only this one may be told to give up. Must not throw.
   virtual void meanwhile() = 0;

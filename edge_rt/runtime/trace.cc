@@ -28,11 +28,6 @@ void Trace::add(Lane& lane, const TraceEvent& event) {
   }
 }
 
-void Trace::close(Lane& lane) {
-  add(lane, lane.open);
-  lane.open.n_units = 0;
-}
-
 void Trace::add_span(uint16_t step, uint64_t start, uint64_t stall) {
   add(lanes_[0], {start, now(), stall, 0, 0, 1, step, 0, 0});
 }
@@ -40,7 +35,6 @@ void Trace::add_span(uint16_t step, uint64_t start, uint64_t stall) {
 std::vector<TraceEvent> Trace::take() {
   std::vector<TraceEvent> taken;
   for (Lane& lane : lanes_) {
-    if (lane.open.n_units != 0) close(lane);
     taken.insert(taken.end(), lane.events, lane.events + lane.n);
     lane.n = 0;
   }

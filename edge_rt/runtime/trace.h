@@ -9,7 +9,7 @@ namespace edge_rt {
 
 // One thread in one step. Times are nanoseconds of the steady clock.
 struct TraceEvent {
-  uint64_t start, end;      // of its first and its last unit
+  uint64_t start, end;      // from its first unit to when it found no more
   uint64_t stall;           // of that it waited for streamed tiles
   uint64_t flash_bytes;     // of weights that it multiplied with: streamed ones
   uint64_t resident_bytes;  // and resident ones
@@ -32,12 +32,9 @@ class Trace {
   static uint64_t now();
 
   void begin_unit(int thread, int segment, int step) {
-    Lane& lane = lanes_[thread];
-    TraceEvent& open = lane.open;
-    const uint64_t time = now();
-    if (open.n_units != 0 && (open.step != step || open.segment != segment)) close(lane);
+    TraceEvent& open = lanes_[thread].open;
     if (open.n_units++ == 0)
-      open = {time,
+      open = {now(),
               0,
               0,
               0,
@@ -52,7 +49,13 @@ class Trace {
     TraceEvent& open = lanes_[thread].open;
     (streamed ? open.flash_bytes : open.resident_bytes) += bytes;
   }
-  void end_unit(int thread) { lanes_[thread].open.end = now(); }
+  void leave_step(int thread) {
+    Lane& lane = lanes_[thread];
+    if (lane.open.n_units == 0) return;
+    lane.open.end = now();
+    add(lane, lane.open);
+    lane.open.n_units = 0;
+  }
 
   // A span of thread 0 that is no step.
   void add_span(uint16_t step, uint64_t start, uint64_t stall);
@@ -69,7 +72,6 @@ class Trace {
     uint64_t n_lost = 0;
   };
   static void add(Lane& lane, const TraceEvent& event);
-  static void close(Lane& lane);
   std::vector<Lane> lanes_;
 };
 

@@ -60,6 +60,7 @@ struct SomeWork final : Work {
   std::vector<Step> steps;
   sync::Mutex mutex;
   sync::CondVar changed;
+  std::vector<int> ran;      // by thread: the step that it has to leave, or -1
   std::vector<int> touched;  // by step: plain integers, ordered by the pool alone
 
   explicit SomeWork(int n_threads) {
@@ -74,12 +75,15 @@ struct SomeWork final : Work {
       steps.push_back(step);
     }
     touched.resize(steps.size());
+    ran.assign(n_threads, -1);
   }
   int n_steps() const override { return static_cast<int>(steps.size()); }
   Units units(int step) const override { return steps[step].units; }
   bool is_ready(int, int) const override { return chance(0.5); }
-  void run_unit(int index, int unit, int) override {
+  void run_unit(int index, int unit, int thread) override {
     Step& step = steps[index];
+    CHECK(ran[thread] == -1 || ran[thread] == index);
+    ran[thread] = index;
     if (index > 0) CHECK(touched[index - 1] == steps[index - 1].units.total());
     sync::Lock lock(mutex);
     CHECK(step.n_runs[unit]++ == 0);
@@ -92,6 +96,7 @@ struct SomeWork final : Work {
     ++step.ended;
     ++touched[index];
   }
+  void leave_step(int thread) override { CHECK(ran[thread] >= 0), ran[thread] = -1; }
   void meanwhile() override {
     for (const Step& step : steps) CHECK(step.begun <= step.units.total());
   }
@@ -111,6 +116,7 @@ void scenario_pool() {
     SomeWork work(n);
     pool->run(work);
     for (const SomeWork::Step& step : work.steps) CHECK(step.ended == step.units.total());
+    for (const int step : work.ran) CHECK(step == -1);
     if (chance(0.2)) sync::step();
   }
 }
