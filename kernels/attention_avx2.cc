@@ -190,10 +190,11 @@ float weigh(float* s, Range rows, float cap, float* peak, float* total) {
 }
 
 // C vectors of sums (R, stride) of R queries, over the rows of v, weighed with w (R,
-// kAttentionTile).
+// kAttentionTile). Not inline: within a loop over columns GCC keeps `keep` in three of the sixteen
+// registers, and has none left.
 template <int R, int C, typename Kv>
-void add_values(const float* w, const float* keep, const Kv* v, size_t v_stride, Range rows,
-                float* sums, size_t stride) {
+__attribute__((noinline)) void add_values(const float* w, const float* keep, const Kv* v,
+                                          size_t v_stride, Range rows, float* sums, size_t stride) {
   __m256 sum[R * C];
   each<R * C>([&](auto j) INLINE {
     const float* old = sums + (size_t)(j / C) * stride + 8 * (j % C);
