@@ -28,9 +28,8 @@ struct WidenBF16 {
   static float load1(const uint8_t* p) { return bf16_to_float(load_u16(p)); }
 };
 
-template <typename W, int kTokens>
+template <typename W, int kTokens, int kRows>
 void float_rows(const Rows* w, const Activations* x, int token, const Output* out) {
-  enum { kRows = 4 };
   const int whole = w->n_cols & ~7;
   for (int first = 0; first < w->n_rows; first += kRows) {
     const int count = w->n_rows - first < kRows ? w->n_rows - first : kRows;
@@ -40,7 +39,12 @@ void float_rows(const Rows* w, const Activations* x, int token, const Output* ou
     __m256 acc[kTokens][kRows];
     for (int t = 0; t < kTokens; ++t)
       for (int i = 0; i < kRows; ++i) acc[t][i] = _mm256_setzero_ps();
+    // Short streams confuse the hardware prefetcher: fetch the next rows, which are contiguous.
+    const uint8_t* ahead = w->data + (size_t)(first + kRows) * w->row_bytes;
     for (int j = 0; j < whole; j += 8) {
+      for (int line = 0; kTokens == 1 && line < kRows * 8 * W::kBytes; line += 64)
+        _mm_prefetch((const char*)(ahead + line), _MM_HINT_T1);
+      ahead += kRows * 8 * W::kBytes;
       __m256 v[kRows];
       for (int i = 0; i < kRows; ++i) v[i] = W::load8(row[i] + (size_t)j * W::kBytes);
       for (int t = 0; t < kTokens; ++t) {
@@ -66,8 +70,9 @@ void float_rows(const Rows* w, const Activations* x, int token, const Output* ou
 template <typename W>
 void matmul_float(const Rows* w, const Activations* x, int n_tokens, const Output* out, uint8_t*) {
   int t = 0;
-  for (; t + 2 <= n_tokens; t += 2) float_rows<W, 2>(w, x, t, out);
-  if (t < n_tokens) float_rows<W, 1>(w, x, t, out);
+  for (; t + 3 <= n_tokens; t += 3) float_rows<W, 3, 4>(w, x, t, out);
+  if (n_tokens - t == 2) return float_rows<W, 2, 4>(w, x, t, out);
+  if (t < n_tokens) float_rows<W, 1, 8>(w, x, t, out);
 }
 
 }  // namespace

@@ -42,13 +42,14 @@ def build() -> Path:
     if cmake is None:
         raise SystemExit("bench_kernels needs cmake: pip install cmake ninja")
     generator = "Ninja" if shutil.which("ninja") else "Unix Makefiles"
-    quiet = {"check": True, "stdout": subprocess.DEVNULL}
+
+    def run(*arguments: str) -> None:
+        subprocess.run([cmake, *arguments], check=True, stdout=subprocess.DEVNULL)
+
     if not (BUILD / "CMakeCache.txt").exists():
-        subprocess.run(
-            [cmake, "-S", str(ROOT), "-B", str(BUILD), "-G", generator, "-DEDGE_RT_TESTS=ON",
-             "-DCMAKE_BUILD_TYPE=Release"], **quiet,
-        )  # fmt: skip
-    subprocess.run([cmake, "--build", str(BUILD), "--target", "kernels_bench"], **quiet)
+        run("-S", str(ROOT), "-B", str(BUILD), "-G", generator, "-DEDGE_RT_TESTS=ON",
+            "-DCMAKE_BUILD_TYPE=Release")  # fmt: skip
+    run("--build", str(BUILD), "--target", "kernels_bench")
     return BUILD / "kernels" / "kernels_bench"
 
 
