@@ -28,8 +28,9 @@ struct WidenBF16 {
   static float load1(const uint8_t* p) { return bf16_to_float(load_u16(p)); }
 };
 
-template <typename W, int kTokens, int kRows>
+template <typename W, int kTokens>
 void float_rows(const Rows* w, const Activations* x, int token, const Output* out) {
+  enum { kRows = 4 };
   const int whole = w->n_cols & ~7;
   for (int first = 0; first < w->n_rows; first += kRows) {
     const int count = w->n_rows - first < kRows ? w->n_rows - first : kRows;
@@ -70,9 +71,8 @@ void float_rows(const Rows* w, const Activations* x, int token, const Output* ou
 template <typename W>
 void matmul_float(const Rows* w, const Activations* x, int n_tokens, const Output* out, uint8_t*) {
   int t = 0;
-  for (; t + 3 <= n_tokens; t += 3) float_rows<W, 3, 4>(w, x, t, out);
-  if (n_tokens - t == 2) return float_rows<W, 2, 4>(w, x, t, out);
-  if (t < n_tokens) float_rows<W, 1, 8>(w, x, t, out);
+  for (; t + 2 <= n_tokens; t += 2) float_rows<W, 2>(w, x, t, out);
+  if (t < n_tokens) float_rows<W, 1>(w, x, t, out);
 }
 
 }  // namespace

@@ -106,7 +106,9 @@ def table(rows: list[dict[str, Any]], threads: list[int], tokens: list[int]) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--formats", default=",".join(MOST))
-    parser.add_argument("--threads", default=",".join(str(n) for n in {1, os.cpu_count() or 1}))
+    parser.add_argument(
+        "--threads", default=",".join(str(n) for n in sorted({1, os.cpu_count() or 1}))
+    )
     parser.add_argument("--tokens", default="128", help="of prefill; empty: decoding only")
     parser.add_argument("--isa", default="auto")
     parser.add_argument("--mib", type=int, default=128)

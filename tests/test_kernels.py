@@ -88,12 +88,14 @@ def test_interleaved_layout(fmt, rng):
     rows = rng.integers(0, 256, (n_rows, n_blocks, fmt.block_bytes), np.uint8)
     whole = n_rows // 8 * 8
     at, n_bytes, n = SMALL_FIELDS[fmt.name]
-    groups = rows[:whole].reshape(-1, 8, n_blocks, fmt.block_bytes)
-    small = groups[..., at : at + n * n_bytes].reshape(-1, 8, n_blocks, n, n_bytes)
+    groups = rows[:whole].reshape(whole // 8, 8, n_blocks, fmt.block_bytes)
+    small = groups[..., at : at + n * n_bytes].reshape(whole // 8, 8, n_blocks, n, n_bytes)
     words = np.delete(groups, slice(at, at + n * n_bytes), axis=-1)
-    words = words.reshape(*words.shape[:3], -1, 4)
+    words = words.reshape(*words.shape[:3], words.shape[3] // 4, 4)
     parts = [
-        fields.transpose(0, 2, 3, 1, 4).reshape(len(groups), n_blocks, -1)
+        fields.transpose(0, 2, 3, 1, 4).reshape(
+            whole // 8, n_blocks, fields.size // max(whole // 8 * n_blocks, 1)
+        )
         for fields in (small, words)
     ]
     expected = np.concatenate(parts, axis=-1).tobytes() + rows[whole:].tobytes()
