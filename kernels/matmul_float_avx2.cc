@@ -40,7 +40,12 @@ void float_rows(const Rows* w, const Activations* x, int token, const Output* ou
     __m256 acc[kTokens][kRows];
     for (int t = 0; t < kTokens; ++t)
       for (int i = 0; i < kRows; ++i) acc[t][i] = _mm256_setzero_ps();
+    // Short streams confuse the hardware prefetcher: fetch the next rows, which are contiguous.
+    const uint8_t* ahead = w->data + (size_t)(first + kRows) * w->row_bytes;
     for (int j = 0; j < whole; j += 8) {
+      for (int line = 0; kTokens == 1 && line < kRows * 8 * W::kBytes; line += 64)
+        _mm_prefetch((const char*)(ahead + line), _MM_HINT_T1);
+      ahead += kRows * 8 * W::kBytes;
       __m256 v[kRows];
       for (int i = 0; i < kRows; ++i) v[i] = W::load8(row[i] + (size_t)j * W::kBytes);
       for (int t = 0; t < kTokens; ++t) {

@@ -92,11 +92,12 @@ EDGE_RT_INLINE void one_block(const uint8_t* block, const uint8_t* ahead, Column
   if constexpr (F::kScales != 0) F::multipliers(block, words, k);
 #pragma GCC unroll 8
   for (int s = 0; s < Tile<F>::kSubBlocks; ++s) {
+    // Keeps the compiler from doing early what it lacks registers for, or all fetches at once:
+    // sub-blocks share bytes, which are better loaded again.
+    __asm__("" : "+r"(words), "+r"(ahead), "+x"(y[0][0]));
     for (int line = s * kLines / Tile<F>::kSubBlocks; line < (s + 1) * kLines / Tile<F>::kSubBlocks;
          ++line)
       _mm_prefetch((const char*)(ahead + 64 * line), _MM_HINT_T1);
-    // Sub-blocks share bytes: better loaded again than kept in registers that there are not.
-    __asm__("" : "+r"(words));
     const Factors f = factors_of<F>(k[s]);
     sub_block<F, 1, 1>([=](int, int i)
                            __attribute__((always_inline)) { return tile_code<F>(words, s, i); },

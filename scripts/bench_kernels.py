@@ -42,13 +42,14 @@ def build() -> Path:
     if cmake is None:
         raise SystemExit("bench_kernels needs cmake: pip install cmake ninja")
     generator = "Ninja" if shutil.which("ninja") else "Unix Makefiles"
-    quiet = {"check": True, "stdout": subprocess.DEVNULL}
+
+    def run(*arguments: str) -> None:
+        subprocess.run([cmake, *arguments], check=True, stdout=subprocess.DEVNULL)
+
     if not (BUILD / "CMakeCache.txt").exists():
-        subprocess.run(
-            [cmake, "-S", str(ROOT), "-B", str(BUILD), "-G", generator, "-DEDGE_RT_TESTS=ON",
-             "-DCMAKE_BUILD_TYPE=Release"], **quiet,
-        )  # fmt: skip
-    subprocess.run([cmake, "--build", str(BUILD), "--target", "kernels_bench"], **quiet)
+        run("-S", str(ROOT), "-B", str(BUILD), "-G", generator, "-DEDGE_RT_TESTS=ON",
+            "-DCMAKE_BUILD_TYPE=Release")  # fmt: skip
+    run("--build", str(BUILD), "--target", "kernels_bench")
     return BUILD / "kernels" / "kernels_bench"
 
 
@@ -105,7 +106,9 @@ def table(rows: list[dict[str, Any]], threads: list[int], tokens: list[int]) -> 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--formats", default=",".join(MOST))
-    parser.add_argument("--threads", default=",".join(str(n) for n in {1, os.cpu_count() or 1}))
+    parser.add_argument(
+        "--threads", default=",".join(str(n) for n in sorted({1, os.cpu_count() or 1}))
+    )
     parser.add_argument("--tokens", default="128", help="of prefill; empty: decoding only")
     parser.add_argument("--isa", default="auto")
     parser.add_argument("--mib", type=int, default=128)

@@ -94,7 +94,7 @@ def test_interleaved_layout(fmt, rng):
     words = words.reshape(*words.shape[:3], words.shape[3] // 4, 4)
     parts = [
         fields.transpose(0, 2, 3, 1, 4).reshape(
-            len(groups), n_blocks, 8 * fields.shape[3] * fields.shape[4]
+            whole // 8, n_blocks, fields.size // max(whole // 8 * n_blocks, 1)
         )
         for fields in (small, words)
     ]
