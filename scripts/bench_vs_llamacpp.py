@@ -305,8 +305,11 @@ def parse() -> argparse.Namespace:
     modes = args.mode.split(",")
     if not set(modes) <= METRIC.keys():
         parser.error(f"--mode is {args.mode}: choose of {', '.join(METRIC)}")
-    if args.rounds < 1 or not 1 <= args.n <= args.ctx or not 1 <= args.prompt <= args.ctx:
-        parser.error("--rounds is at least 1; --n and --prompt are at most --ctx")
+    for mode, n in (("decode", args.n), ("prompt", args.prompt)):
+        if mode in modes and not 1 <= n <= args.ctx:
+            parser.error(f"{mode} of {n} tokens does not fit --ctx {args.ctx}")
+    if args.rounds < 1:
+        parser.error("--rounds is at least 1")
     args.model = str(Path(args.model).resolve())
     if not Path(args.model).is_file():
         parser.error(f"no such file: {args.model}")
@@ -319,6 +322,7 @@ def main() -> int:
     if reason:
         say(f"NO MEMORY CGROUP, so nothing can be compared: {reason}")
         return 2
+    cgroup.remove_left_behind()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # groups are removed on the way
     import numpy as np
 
@@ -345,6 +349,8 @@ def main() -> int:
         "drop": args.drop, "machine": machine(args), "cells": [],
     }  # fmt: skip
     del planner
+    if result["machine"]["load_before"] > bench_report.BUSY:
+        say(f"OTHER WORK IS RUNNING (load {os.getloadavg()[0]:.1f}): ratios will be wrong")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "ids.npy")
         np.save(path, np.array(ids, np.int32))

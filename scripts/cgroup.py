@@ -219,6 +219,20 @@ class Group:
                     time.sleep(0.01)
 
 
+def remove_left_behind() -> None:
+    """Delete groups of runners that were killed before they could."""
+    for controller in ("memory", "blkio"):
+        with suppress(OSError):
+            for folder in _own_group(controller).glob("edge-rt-*-*"):
+                pid = folder.name.split("-")[2]
+                if pid.isdigit() and not (PROC / pid).exists():
+                    for left in _read(folder / "cgroup.procs").split():
+                        with suppress(ProcessLookupError):
+                            os.kill(int(left), signal.SIGKILL)
+                    with suppress(OSError):
+                        folder.rmdir()
+
+
 @contextmanager
 def group(limit_bytes: int) -> Iterator[Group]:
     made = Group(limit_bytes)
