@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -150,8 +151,11 @@ def loading_progress() -> Callable[[int, int], None] | None:
 
 def open_engine(path: str, ram: str | None, **settings: Any) -> Engine:
     """An `Engine` for ``--ram``, with its loading shown; ``settings`` as `Engine` takes them."""
+    gc.disable()
     from edge_rt.engine import Engine
 
+    gc.freeze()  # all that was imported: no collection looks at it again
+    gc.enable()
     engine = Engine(path, budget_of(ram), progress=loading_progress(), **settings)
     if settings.get("io") == "uring" and engine.io != "uring":
         say(f"reading with {engine.io}: {engine.why_no_uring}")

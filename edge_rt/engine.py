@@ -256,7 +256,7 @@ class Engine:
             self._settings, self._plan = settings, plan
             arena = self._arena
             if arena is None:
-                self._arena = arena = Arena(plan.arena_bytes)
+                self._arena = arena = Arena(plan.arena_bytes, plan.kv_bytes)
             else:
                 arena.resize(plan.arena_bytes, kept=plan.kv_bytes)
             runtime = assemble(self._planner, plan, arena, self._file, self._isa, self._io)

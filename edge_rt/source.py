@@ -9,8 +9,7 @@ from edge_rt.errors import UsageError
 from edge_rt.flash_io.files import is_folder, is_there
 from edge_rt.loaders.gguf import SPLIT_NAME, GGUFFile
 from edge_rt.loaders.gguf_cursor import clip, list_folder
-from edge_rt.loaders.safetensors import INDEX_NAME, SafetensorsFolder
-from edge_rt.loaders.source import WeightSource
+from edge_rt.loaders.source import SAFETENSORS_INDEX, WeightSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +23,7 @@ _OTHER_KINDS = {
     "imatrix": "an importance matrix for quantizing, not a model: give the language model's file",
 }
 # Files that stand for the Hugging Face folder that they lie in.
-_FOLDER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", INDEX_NAME)
+_FOLDER_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", SAFETENSORS_INDEX)
 
 
 def open_source(path: str | os.PathLike[str]) -> WeightSource:
@@ -42,6 +41,7 @@ def open_source(path: str | os.PathLike[str]) -> WeightSource:
         file.refuse_unsupported()
         return file
     # Only those who have such a folder pay for the code that translates it.
+    from edge_rt.loaders.safetensors import SafetensorsFolder
     from edge_rt.models.huggingface import huggingface_source
 
     return huggingface_source(SafetensorsFolder.open(path))

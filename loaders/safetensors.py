@@ -23,6 +23,7 @@ from edge_rt.flash_io.files import File, open_file, storage_errors
 from edge_rt.loaders.gguf_cursor import U64, Cursor, clip, kind_of, list_folder, read_whole
 from edge_rt.loaders.json_stream import JsonStream
 from edge_rt.loaders.source import PART_ALIGNMENT, TensorInfo
+from edge_rt.loaders.source import SAFETENSORS_INDEX as _INDEX
 from edge_rt.loaders.text_files import TextFiles
 from edge_rt.quant.blocks import BF16, F16, F32
 from edge_rt.sizes import MIB, align_up
@@ -48,7 +49,6 @@ _DTYPE_BITS = {
     "I32": 32, "U32": 32, "F32": 32, "C64": 64, "F64": 64, "I64": 64, "U64": 64,
 }  # fmt: skip
 
-INDEX_NAME = "model.safetensors.index.json"
 _SINGLE_NAME = "model.safetensors"
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt")
@@ -148,11 +148,11 @@ class SafetensorsFolder:
         """
         if _SINGLE_NAME in names:
             return [_SINGLE_NAME], False
-        if INDEX_NAME in names:
+        if _INDEX in names:
             files = sorted(self._index_files())
             for name in files:
                 if name not in names:
-                    raise self.fail(f"{name} is missing ({INDEX_NAME} names it)")
+                    raise self.fail(f"{name} is missing ({_INDEX} names it)")
             return files, True
         every = sorted(n for n in names if n.endswith(".safetensors"))
         files = [n for n in every if not n.startswith(("consolidated", "adapter_"))]
@@ -171,7 +171,7 @@ class SafetensorsFolder:
         first = shards[0]
         if not first or any(not s or (s[1], s[3]) != (first[1], first[3]) for s in shards):
             raise self.fail(
-                f"{INDEX_NAME} is missing, and which of {len(files)} files make the model cannot "
+                f"{_INDEX} is missing, and which of {len(files)} files make the model cannot "
                 f"be told from their names: {clip(', '.join(files), 300)}"
             )
         count = int(first[3])
@@ -246,9 +246,9 @@ class SafetensorsFolder:
 
     def _index_pairs(self) -> Iterator[tuple[str, str]]:
         """Yield (tensor, file) of the index's weight map."""
-        file = self._text(INDEX_NAME)
+        file = self._text(_INDEX)
         if file.size > _MAX_INDEX_BYTES:
-            raise self.fail(f"{INDEX_NAME} has {file.size} bytes")
+            raise self.fail(f"{_INDEX} has {file.size} bytes")
         scan = JsonStream(Cursor(file, 0, file.size))
         maps = 0
         for key in scan.members(_MAX_NAME_BYTES):
@@ -273,12 +273,12 @@ class SafetensorsFolder:
                 continue
             # A name with a folder in it would reach files outside of the model's folder.
             if not name.endswith(".safetensors") or "/" in name or "\\" in name or "\0" in name:
-                raise self.fail(f"{INDEX_NAME} names {clip(name)}, not a *.safetensors beside it")
+                raise self.fail(f"{_INDEX} names {clip(name)}, not a *.safetensors beside it")
             files.add(name)
             if len(files) > _MAX_FILES:
-                raise self.fail(f"{INDEX_NAME} names more than {_MAX_FILES} files")
+                raise self.fail(f"{_INDEX} names more than {_MAX_FILES} files")
         if not files:
-            raise self.fail(f"{INDEX_NAME} names no file")
+            raise self.fail(f"{_INDEX} names no file")
         return files
 
     def _check_index(self, files: list[str]) -> None:
@@ -288,9 +288,9 @@ class SafetensorsFolder:
         for name, file in self._index_pairs():
             tensor, part = self.raw.get(name), number.get(file)
             if part is None:
-                raise self.fail(f"{INDEX_NAME} changed while in use")
+                raise self.fail(f"{_INDEX} changed while in use")
             if tensor is None or not starts[part] <= tensor.offset < starts[part + 1]:
-                raise self.fail(f"tensor {clip(name)} is not in {file}, where {INDEX_NAME} has it")
+                raise self.fail(f"tensor {clip(name)} is not in {file}, where {_INDEX} has it")
 
     # -- a weight file --------------------------------------------------------------------------
 

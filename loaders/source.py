@@ -16,6 +16,7 @@ from edge_rt.loaders.text_files import TextFiles
 from edge_rt.quant.blocks import BlockFormat
 
 PART_ALIGNMENT: Final = 1 << 20  # a multiple of what direct reads of any drive need
+SAFETENSORS_INDEX: Final = "model.safetensors.index.json"  # beside the files of a folder
 
 _REQUIRED: Final = object()
 _T = TypeVar("_T")

@@ -13,15 +13,14 @@ the hierarchy allows it, so an outer limit stays in force.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import mmap
 import os
-import re
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,10 +28,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
+from page_cache import PAGE, FileCache, drop_all_caches, drop_file_cache, weight_files
+
 SYS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
-_SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
-PAGE = mmap.PAGESIZE
 SAMPLE_S = 0.010
 CACHE_SAMPLE_S = 0.250
 
@@ -56,6 +55,10 @@ class Result:
     oom_killed: bool
     model_cache_peak_bytes: int | None
     model_cache_end_bytes: int | None
+    first_output_s: float | None  # from the start to the first byte on stdout
+    cpu_s: float  # user and system, of all that it ran
+    major_faults: int
+    read_bytes: int  # from drives, by whatever way: buffered, mapped or direct
     processes: dict[str, int] = field(default_factory=dict)  # "pid comm" -> VmHWM bytes
 
 
@@ -216,6 +219,20 @@ class Group:
                     time.sleep(0.01)
 
 
+def remove_left_behind() -> None:
+    """Delete groups of runners that were killed before they could."""
+    for controller in ("memory", "blkio"):
+        with suppress(OSError):
+            for folder in _own_group(controller).glob("edge-rt-*-*"):
+                pid = folder.name.split("-")[2]
+                if pid.isdigit() and not (PROC / pid).exists():
+                    for left in _read(folder / "cgroup.procs").split():
+                        with suppress(ProcessLookupError):
+                            os.kill(int(left), signal.SIGKILL)
+                    with suppress(OSError):
+                        folder.rmdir()
+
+
 @contextmanager
 def group(limit_bytes: int) -> Iterator[Group]:
     made = Group(limit_bytes)
@@ -223,67 +240,6 @@ def group(limit_bytes: int) -> Iterator[Group]:
         yield made
     finally:
         made.remove()
-
-
-# --- page cache of files ------------------------------------------------------------------------
-
-
-class FileCache:
-    """Counts the pages of a file that are in the page cache, without bringing any in."""
-
-    def __init__(self, path: Path) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._libc.mmap.restype = ctypes.c_void_p
-        self._libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3]
-        self._libc.mmap.argtypes += [ctypes.c_long]
-        self._libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
-        self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        self.size = path.stat().st_size
-        self._bitmap = ctypes.create_string_buffer(-(-self.size // PAGE))
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            prot_read, map_shared = 1, 1
-            self._address = self._libc.mmap(None, self.size, prot_read, map_shared, fd, 0)
-        finally:
-            os.close(fd)
-        if self._address in (None, ctypes.c_void_p(-1).value):
-            raise OSError(ctypes.get_errno(), "mmap")
-
-    def cached_bytes(self) -> int:
-        if self._libc.mincore(self._address, self.size, self._bitmap):
-            raise OSError(ctypes.get_errno(), "mincore")
-        resident = bytes(b & 1 for b in range(256))
-        return self._bitmap.raw.translate(resident).count(1) * PAGE
-
-    def close(self) -> None:
-        self._libc.munmap(self._address, self.size)
-
-
-def weight_files(model: Path) -> list[Path]:
-    """The files that hold the weights: the GGUF, all parts of a split one, or a folder's."""
-    if model.is_dir():
-        return sorted(path for kind in ("safetensors", "gguf") for path in model.glob(f"*.{kind}"))
-    split = _SPLIT.fullmatch(model.name)
-    if not split:
-        return [model]
-    same = (_SPLIT.fullmatch(path.name) for path in model.parent.iterdir())
-    parts = [match for match in same if match and match[1] == split[1] and match[3] == split[3]]
-    return sorted(model.parent / match[0] for match in parts)
-
-
-def drop_file_cache(path: Path) -> None:
-    """Write ``path`` back and drop its pages from the page cache."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
-
-
-def drop_all_caches() -> None:
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
 # --- process tree -------------------------------------------------------------------------------
@@ -362,18 +318,20 @@ def run(
     try:
         with (
             group(limit_bytes) as g,
-            _spool(None) as out,
             _spool(None) as err,
             _spool(stdin) as inp,
         ):
             if read_bps is not None and model is not None:
                 g.throttle_reads(model, read_bps)
             joins = [str(len(g.folders)), *map(str, g.folders)]
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             started = time.monotonic()
             child = subprocess.Popen(
                 ["/bin/sh", "-c", _JOIN, "sh", *joins, *argv],
-                stdin=inp, stdout=out, stderr=err, env=env, cwd=cwd,
+                stdin=inp, stdout=subprocess.PIPE, stderr=err, env=env, cwd=cwd,
             )  # fmt: skip
+            assert child.stdout is not None
+            out = _Listener(child.stdout, started)
             next_cache = 0.0
             while True:
                 done = child.poll() is not None
@@ -394,12 +352,12 @@ def run(
                             os.kill(pid, signal.SIGKILL)
                 time.sleep(SAMPLE_S)
             wall_s = time.monotonic() - started
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
             kernel_peak = max(kernel_peak, g.kernel_peak_bytes())
-            out.seek(0)
             err.seek(0)
             return Result(
                 rc=child.returncode,
-                stdout=out.read().decode(errors="replace"),
+                stdout=out.text(),
                 stderr=err.read().decode(errors="replace"),
                 wall_s=wall_s,
                 timed_out=timed_out,
@@ -414,15 +372,41 @@ def run(
                 model_cache_peak_bytes=model_peak if watched else None,
                 model_cache_end_bytes=sum(f.cached_bytes() for f in watched) if watched else None,
                 processes=tree.by_process(),
+                first_output_s=out.first_s,
+                cpu_s=sum(after[:2]) - sum(before[:2]),
+                major_faults=after.ru_majflt - before.ru_majflt,
+                read_bytes=512 * (after.ru_inblock - before.ru_inblock),
             )
     finally:
         for file in watched:
             file.close()
 
 
+class _Listener(threading.Thread):
+    """Takes what a child writes, and when it began to."""
+
+    def __init__(self, pipe: IO[bytes], started: float) -> None:
+        super().__init__(daemon=True)
+        self.first_s: float | None = None
+        self._pipe, self._began, self._parts = pipe, started, [b""]
+        self.start()
+
+    def run(self) -> None:
+        with self._pipe:
+            while part := os.read(self._pipe.fileno(), 1 << 16):
+                if self.first_s is None:
+                    self.first_s = time.monotonic() - self._began
+                self._parts.append(part)
+
+    def text(self) -> str:
+        """All of it; what a grandchild that outlives the child still says is not waited for."""
+        self.join(1.0)
+        return b"".join(self._parts).decode(errors="replace")
+
+
 @contextmanager
 def _spool(text: str | None = None) -> Iterator[IO[bytes]]:
-    """A deleted file for a child's stream: pipes would need draining while we sample."""
+    """A deleted file for a child's stream."""
     with tempfile.TemporaryFile() as file:
         if text:
             file.write(text.encode())

@@ -1,6 +1,6 @@
 """Write GGUF models of random weights, of any size, fast, in little memory, without torch.
 
-    python scripts/make_model.py --preset llama-1.6g big.gguf
+    python scripts/make_model.py --preset llama-3b-q4_0 big.gguf
     python scripts/make_model.py --layers 2 --hidden 128 --ffn 352 --heads 4 --kv-heads 2 \\
         --head-dim 32 --vocab 512 --format Q8_0 --tied tiny.gguf
     python scripts/make_model.py --preset small --format IQ2_XS small.gguf
@@ -9,7 +9,8 @@ The weights are noise with real statistics: dequantized they have a standard dev
 0.7 / sqrt(columns), so activations and logits stay finite and differ per token; ``--logit-std``
 makes the next-token distribution less flat. The same seed gives the same bytes. The vocabulary
 is SentencePiece's with byte fallback, as llama's. ``--arch`` is a model_type of Hugging Face's:
-llama, qwen3, gemma3_text, phi3, olmo3, granite and so on.
+llama, qwen3, gemma3_text, phi3, olmo3, granite and so on. ``--format Q4_K_M`` mixes formats as
+llama-quantize does. The presets ``llama-...`` have real models' shapes: a minute and 2 GB each.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10,
     "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18, "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23,
     "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26, "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32,
-    "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
+    "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38, "Q4_K_M": 15,
 }  # fmt: skip
+MIXES = {"Q4_K_M": ("Q4_K", "Q6_K")}  # what most matrices are, and those that matter more
 Fill = Callable[[BinaryIO], None]
 
 
@@ -73,7 +75,7 @@ class Config:
     name: str = "random"
 
     def check(self) -> None:
-        block = FORMATS[self.format].block_elements
+        block = max(FORMATS[name].block_elements for name in self.formats)
         for what, n in (("hidden", self.hidden), ("ffn", self.ffn), ("q", self.q_dim)):
             if n % block:
                 raise SystemExit(f"{what} width {n} is not whole blocks of {self.format} ({block})")
@@ -91,6 +93,22 @@ class Config:
     @property
     def q_dim(self) -> int:
         return self.heads * self.head_dim
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return MIXES.get(self.format, (self.format,))
+
+    def format_of(self, name: str) -> str:
+        """The format of a matrix: in a mix llama-quantize's choice, which gives the head, and half
+        of the layers' values and down projections, more bits."""
+        usual, finer = self.formats[0], self.formats[-1]
+        if name == "output.weight" or (self.tied and name == "token_embd.weight"):
+            return finer
+        if not name.endswith(("attn_v.weight", "ffn_down.weight")):
+            return usual
+        layer, eighth = int(name.split(".")[1]), self.layers // 8
+        middle = eighth <= layer < 7 * self.layers // 8
+        return usual if middle and (layer - eighth) % 3 != 2 else finer
 
     def hugging_face(self) -> dict[str, Any]:
         """The config.json of this model; each family's own settings are like its real models'."""
@@ -132,10 +150,16 @@ class Config:
         }  # fmt: skip
 
 
+_3B = Config(
+    layers=28, hidden=3072, ffn=8192, heads=24, kv_heads=8, head_dim=128, vocab=32000,
+    name="random llama 3B",
+)  # fmt: skip
 PRESETS = {
-    "llama-1.6g": Config(
-        layers=28, hidden=3072, ffn=8192, heads=24, kv_heads=8, head_dim=128, vocab=32000,
-        name="random llama 1.6 GiB",
+    "llama-3b-q4_0": _3B,
+    "llama-3b-q4_k_m": replace(_3B, format="Q4_K_M"),
+    "llama-1b-q8_0": Config(
+        layers=16, hidden=2048, ffn=8192, heads=32, kv_heads=8, head_dim=64, vocab=128256,
+        format="Q8_0", tied=True, name="random llama 1B",
     ),
     # Every width is a multiple of 256, the longest block; about 5 bits of entropy per token.
     "small": Config(
@@ -309,7 +333,8 @@ def tensors(c: Config, seed: list[int]) -> Iterator[Tensor]:
     for source, shape in shapes(c.arch, config):
         name = gguf_name(c.arch, source)
         if len(shape) == 2:
-            yield matrix(name, shape[1], shape[0], c.format, seed, gains.get(name, 0.7))
+            fmt = c.format_of(name)
+            yield matrix(name, shape[1], shape[0], fmt, seed, gains.get(name, 0.7))
         else:
             yield noise(name, shape[0], seed, float(name.endswith("norm.weight")))
 
@@ -354,7 +379,7 @@ def main() -> int:
     for name in ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "context",
                  "window"):  # fmt: skip
         parser.add_argument("--" + name.replace("_", "-"), type=int, metavar="N")
-    parser.add_argument("--format", choices=FORMATS)
+    parser.add_argument("--format", choices=FILE_TYPES)
     parser.add_argument("--tied", action="store_true", default=None)
     parser.add_argument("--embedding-std", type=float)
     parser.add_argument("--logit-std", type=float)

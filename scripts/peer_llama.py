@@ -3,6 +3,8 @@
 Runs where llama-cpp-python 0.3.36 is installed (the ``bench`` extra); it does not import edge-rt.
 
     python scripts/peer_llama.py decode MODEL --n 64 [--tokens IDS.npy] [--no-mmap] [--no-repack]
+    python scripts/peer_llama.py prompt MODEL --n 512
+    python scripts/peer_llama.py first  MODEL --text TEXT
     python scripts/peer_llama.py logits MODEL --tokens IDS.npy -o OUT.npy [--window 512]
     python scripts/peer_llama.py ppl    MODEL --text FILE --chunks 8
     python scripts/peer_llama.py quantize MODEL --type Q4_K_M -o OUT.gguf
@@ -200,13 +202,26 @@ def max_rss_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def usage() -> tuple[int, int, float]:
+    """Bytes read from drives, major faults and processor seconds of this process so far."""
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    return 512 * spent.ru_inblock, spent.ru_majflt, spent.ru_utime + spent.ru_stime
+
+
 def decode(args: argparse.Namespace, peer: Peer) -> dict[str, object]:
-    """One token per step: teacher-forced on ``--tokens``, else greedy from ``--start``."""
+    """One token per step: teacher-forced on ``--tokens``, else greedy from ``--start``.
+
+    ``--warmup`` steps before them do not count.
+    """
     forced = read_ids(args.tokens) if args.tokens else None
     n = args.n if forced is None else min(args.n, len(forced))
     token = int(forced[0]) if forced is not None else (peer.bos or args.start)
     peer.clear()
+    for i in range(args.warmup):
+        peer.eval([token], i, range(i, i + 1))
+    peer.clear()
     times, argmax = [], []
+    before = usage()
     for i in range(n):
         started = time.perf_counter()
         logits = peer.eval([token], i, range(i, i + 1))
@@ -215,15 +230,47 @@ def decode(args: argparse.Namespace, peer: Peer) -> dict[str, object]:
         argmax.append(best)
         last = i + 1 >= n
         token = best if forced is None or last else int(forced[i + 1])
-    steady = times[1:] or times
+    flash, faults, cpu = (b - a for a, b in zip(before, usage(), strict=True))
     return {
-        "tok_s": len(steady) / sum(steady),
+        "tok_s": n / sum(times),
+        "flash_bytes_per_token": flash / n,
+        "major_faults": faults,
+        "cpu_s_per_token": cpu / n,
         "token_ms": [round(1e3 * t, 3) for t in times],
         "tokens": argmax,
         "n": n,
         "load_s": peer.load_s,
         "max_rss_bytes": max_rss_bytes(),
     }
+
+
+def prompt(args: argparse.Namespace, peer: Peer) -> dict[str, object]:
+    """``--n`` made-up ids in one go: the first time after loading, and later ones."""
+    ids = np.array([i * 7919 % peer.n_vocab for i in range(1, args.n + 1)], np.int32)
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < 4 and sum(seconds) < 10.0):
+        started = time.perf_counter()
+        peer.greedy(ids, 1)
+        seconds.append(time.perf_counter() - started)
+    later = sorted(seconds[1:])
+    return {
+        "prompt_tokens": args.n,
+        "ttft_s": seconds[0],
+        "prefill_tok_s": args.n / float(np.median(later)),
+        "load_s": peer.load_s,
+        "max_rss_bytes": max_rss_bytes(),
+    }
+
+
+def first(args: argparse.Namespace, peer: Peer) -> dict[str, object]:
+    """Print the first token after ``--text``: the time of that byte is the caller's to take."""
+    ids = peer.tokenize(args.text.encode(), add_special=True)
+    token = peer.greedy(ids, 1)[0]
+    piece = ctypes.create_string_buffer(256)
+    n = llama_cpp.llama_token_to_piece(peer.vocab, token, piece, len(piece), 0, True)
+    sys.stdout.buffer.write(piece.raw[: max(n, 0)] + b"\n")
+    sys.stdout.buffer.flush()
+    return {"token": token, "load_s": peer.load_s, "max_rss_bytes": max_rss_bytes()}
 
 
 def logits(args: argparse.Namespace, peer: Peer) -> dict[str, object]:
@@ -278,7 +325,7 @@ def quantize(source: Path, target: Path, kind: str) -> dict[str, object]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (decode, logits, ppl):
+    for command in (decode, prompt, first, logits, ppl):
         sub = commands.add_parser(command.__name__, help=(command.__doc__ or "").split("\n")[0])
         sub.set_defaults(run=command)
         sub.add_argument("model", type=Path)
@@ -291,6 +338,14 @@ def main() -> int:
             sub.add_argument("--n", type=int, default=64)
             sub.add_argument("--tokens", type=Path, metavar="IDS.npy")
             sub.add_argument("--start", type=int, default=1, help="first token without a BOS")
+            sub.add_argument("--warmup", type=int, default=4, help="steps that do not count")
+            sub.add_argument("--ctx", type=int, default=512)
+        elif command is prompt:
+            sub.add_argument("--n", type=int, default=512)
+            sub.add_argument("--ctx", type=int, default=512)
+        elif command is first:
+            sub.add_argument("--text", required=True)
+            sub.add_argument("--ctx", type=int, default=512)
         elif command is logits:
             sub.add_argument("--tokens", type=Path, metavar="IDS.npy", required=True)
             sub.add_argument("--window", type=int, default=512)
@@ -308,9 +363,9 @@ def main() -> int:
     if args.command == "quantize":
         print(json.dumps(quantize(args.model, args.out, args.type)))
         return 0
-    n_ctx = {"decode": lambda: max(512, args.n), "logits": lambda: args.window}.get(
-        args.command, lambda: args.ctx
-    )()
+    n_ctx = args.window if args.command == "logits" else args.ctx
+    if args.command in ("decode", "prompt"):
+        n_ctx = max(n_ctx, args.n)
     with Peer(
         args.model,
         n_ctx=n_ctx,
@@ -320,7 +375,7 @@ def main() -> int:
         kv=args.kv,
         flash_attn=args.flash_attn,
     ) as peer:
-        result = args.run(args, peer)
+        result = args.run(args, peer)  # `first` has written a line of its own
         print(json.dumps({**result, "settings": peer.settings}))
     return 0
 

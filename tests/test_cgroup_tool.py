@@ -185,3 +185,21 @@ def test_v2_groups_for_real() -> None:
         )
         group.remove()
         assert child.wait(20) == -9 and not folder.exists()
+
+
+def test_times_and_reads_of_a_run(cgroup, tmp_path: Path) -> None:
+    """The first byte on stdout, processor time, and what was read from the drive."""
+    model = tmp_path / "model.bin"
+    model.write_bytes(os.urandom(8 * MIB))
+    code = (
+        "import os, time; time.sleep(0.4); print('x', flush=True); time.sleep(0.4)\n"
+        "ends = time.process_time() + 0.3\nwhile time.process_time() < ends: pass\n"
+        f"os.read(os.open({str(model)!r}, 0), 8 << 20)"
+    )
+    result = cgroup.run(python(code), 64 * MIB, model=model)
+    assert result.rc == 0 and result.stdout == "x\n", result.stderr
+    assert 0.4 < result.first_output_s < result.wall_s - 0.6
+    assert 0.3 < result.cpu_s < 1.0
+    assert 8 * MIB <= result.read_bytes < 64 * MIB
+    silent = cgroup.run(python("pass"), 64 * MIB)
+    assert silent.first_output_s is None and silent.read_bytes < 8 * MIB

@@ -365,8 +365,24 @@ def test_bench_free_running(stories_model: Path) -> None:
     out, _ = edge_rt("bench", stories_model, "--ram", "64MiB", "-n", 12, "--json")
     (row,) = one_object(out)["rows"]
     assert len(row["token_ms"]) == 12
+    assert row["token_ms_quartiles"] == sorted(row["token_ms_quartiles"])
+    assert min(row["token_ms"]) <= row["token_ms_quartiles"][1] <= max(row["token_ms"])
+    assert row["prefill_tokens"] == 512 and row["ttft_s"] > 0 and row["prefill_tok_s"] > 0
+    again, _ = edge_rt(
+        "bench", stories_model, "--ram", "64MiB", "-n", 12, "--prompt", 0, "--warmup", 0, "--json"
+    )
+    (other,) = one_object(again)["rows"]
+    assert other["logits_sha256"] == row["logits_sha256"]  # nothing before the steps shows in them
+    assert "prefill_tok_s" not in other
     text, _ = edge_rt("bench", stories_model, "--ram", "64MiB", "-n", 4)
-    assert "tok/s" in text
+    title, head, line = text.splitlines()
+    assert "4 tokens" in title and "tok/s" in head and len(line) == len(head)
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--warmup"])
+def test_bench_refuses_other_lengths(stories_model: Path, option: str) -> None:
+    edge_rt("bench", stories_model, "--ram", "64MiB", "-n", 2, option, -1, code=2)
+    edge_rt("bench", stories_model, "--ram", "64MiB", "-n", 2, "--warmup", 513, code=2)
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,8 @@ def test_list_is_quick_and_small(tmp_path: Path) -> None:
     def run(*args: str) -> tuple[float, int]:
         start = time.perf_counter()
         program = (
-            "import sys\nfrom edge_rt.apps.cli import app\napp(sys.argv[1:], standalone_mode=False)"
+            "import sys\nfrom edge_rt.apps.cli import make_app\n"
+            "make_app(sys.argv[1:])(sys.argv[1:], standalone_mode=False)"
         )
         _, held = peak(program, *args)
         return time.perf_counter() - start, held

@@ -330,8 +330,8 @@ def test_inspecting_the_largest_models_stays_small(tmp_path: Path, kind: str) ->
         file.data = bytes(16 * n)
         path = write_folder(tmp_path / "m", [file])
     program = (
-        "import sys\nfrom edge_rt.apps.cli import app\n"
-        "app(['inspect', sys.argv[1], '--json'], standalone_mode=False)"
+        "import sys\nfrom edge_rt.apps.cli import make_app\n"
+        "make_app(['inspect'])(['inspect', sys.argv[1], '--json'], standalone_mode=False)"
     )
     out, held = peak(program, path)
     assert len(json.loads(out)["tensors"]) == n

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edge_rt.errors import ModelError
 from edge_rt.flash_io.files import File
@@ -10,8 +10,9 @@ from edge_rt.loaders.gguf_cursor import read_whole
 from edge_rt.loaders.source import WeightSource
 from edge_rt.loaders.text_files import TextFiles
 from edge_rt.sizes import MIB
-from edge_rt.tokenizer import Tokenizer
-from edge_rt.tokenizer.folder import read_settings
+
+if TYPE_CHECKING:
+    from edge_rt.tokenizer import Tokenizer
 
 _KEY: Final = "tokenizer.chat_template"
 _MAX_BYTES: Final = 1 * MIB
@@ -49,15 +50,19 @@ def _in_folder(files: TextFiles, tools: bool) -> dict[str, str]:
         named["tool_use"] = _read_text(file)
     if "default" in named:
         return named
-    said = read_settings(files, "tokenizer_config.json", ("chat_template",)).get("chat_template")
-    return {**(_named(said) or _in_json(files)), **named}
+    # chat_template.json is what processors of older models have.
+    in_json = _in_json(files, "tokenizer_config.json") or _in_json(files, "chat_template.json")
+    return {**in_json, **named}
 
 
-def _in_json(files: TextFiles) -> dict[str, str]:
-    """``chat_template.json``, which processors of older models have."""
-    return _named(
-        read_settings(files, "chat_template.json", ("chat_template",)).get("chat_template")
-    )
+def _in_json(files: TextFiles, name: str) -> dict[str, str]:
+    return _named(_settings(files, name, "chat_template").get("chat_template"))
+
+
+def _settings(files: TextFiles, name: str, *keys: str) -> dict[str, Any]:
+    from edge_rt.tokenizer.folder import read_settings  # what only folders need
+
+    return read_settings(files, name, keys)
 
 
 def _read_text(file: File) -> str:
@@ -89,7 +94,7 @@ def special_tokens(source: WeightSource, tokenizer: Tokenizer) -> dict[str, str]
     folder = source.folder
     found = {}
     if folder is not None:
-        settings = read_settings(source.texts, "tokenizer_config.json", tuple(_TOKEN_KEYS))
+        settings = _settings(source.texts, "tokenizer_config.json", *_TOKEN_KEYS)
         for name in _TOKEN_KEYS:
             value = settings.get(name)
             text = value.get("content") if isinstance(value, dict) else value

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace edge_rt {
 namespace {
@@ -15,22 +16,29 @@ size_t pages(size_t bytes) {
   return (bytes + page - 1) / page * page;
 }
 
-}  // namespace
-
-Arena::Arena(size_t bytes) : owner_(getpid()), size_(pages(bytes ? bytes : 1)) {
-  void* p = mmap(nullptr, size_, PROT_READ | PROT_WRITE,
+std::byte* map(size_t bytes) {
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<std::byte*>(p);
+  return static_cast<std::byte*>(p);
+}
+
+}  // namespace
+
+Arena::Arena(size_t bytes, size_t sparse)
+    : owner_(getpid()), size_(pages(bytes ? bytes : 1)), sparse_(pages(sparse)) {
+  data_ = map(size_);
   advise();
 }
 
 void Arena::advise() {
+  const size_t sparse = std::min(sparse_, size_);
   // A child must not double what we hold by writing to shared pages.
   madvise(data_, size_, MADV_DONTFORK);
   // Fewer TLB misses: resident weights decode 1.1 times as fast. All of the arena is charged to the
   // budget, so backing a whole huge page at once takes nothing that was not planned.
-  madvise(data_, size_, MADV_HUGEPAGE);
+  if (sparse > 0) madvise(data_, sparse, MADV_NOHUGEPAGE);
+  if (sparse < size_) madvise(data_ + sparse, size_ - sparse, MADV_HUGEPAGE);
 }
 
 Arena::~Arena() {
@@ -41,11 +49,24 @@ void Arena::resize(size_t bytes, size_t kept) {
   const size_t size = pages(bytes ? bytes : 1);
   const size_t keep = pages(kept);
   if (kept < size_) std::memset(data_ + kept, 0, std::min(keep, size_) - kept);
-  if (keep < size_) madvise(data_ + keep, size_ - keep, MADV_DONTNEED);
-  if (size == size_) return;
-  void* p = mremap(data_, size_, size, MREMAP_MAYMOVE);
-  if (p == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<std::byte*>(p);
+  if (size == size_) {
+    if (keep < size_) madvise(data_ + keep, size_ - keep, MADV_DONTNEED);
+    return;
+  }
+  // What goes is unmapped first: a limit on addresses must not need to hold both.
+  if (keep < size_) munmap(data_ + keep, size_ - keep);
+  size_ = std::min(keep, size_);
+  std::byte* fresh = map(size);
+  // The two parts are mappings of their own, which mremap moves one at a time.
+  const size_t first = std::min(size_, sparse_);
+  for (const auto& [at, end] : {std::pair{size_t{0}, first}, std::pair{first, size_}}) {
+    if (at < end && mremap(data_ + at, end - at, end - at, MREMAP_MAYMOVE | MREMAP_FIXED,
+                           fresh + at) == MAP_FAILED) {
+      munmap(fresh, size);
+      throw std::bad_alloc();
+    }
+  }
+  data_ = fresh;
   size_ = size;
   advise();
 }

@@ -7,7 +7,9 @@ namespace edge_rt {
 
 class Arena {
  public:
-  explicit Arena(size_t bytes);  // throws std::bad_alloc
+  // The first `sparse` bytes are written to here and there: they get small pages only, so that they
+  // hold what was written and no huge page is made for a few bytes. Throws std::bad_alloc.
+  explicit Arena(size_t bytes, size_t sparse = 0);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -24,6 +26,7 @@ class Arena {
   const int owner_;  // process; a forked child has no such mapping
   std::byte* data_;
   size_t size_;
+  const size_t sparse_;
 };
 
 }  // namespace edge_rt

@@ -381,7 +381,7 @@ NB_MODULE(_runtime, m) {
       .def_rw("runtime", &Kept::runtime, nb::for_setter(nb::arg("runtime").none()));
   nb::class_<Gate>(m, "Gate").def(nb::init<>()).def("enter", &Gate::enter);
   nb::class_<Arena>(m, "Arena")
-      .def(nb::init<size_t>(), "bytes"_a)
+      .def(nb::init<size_t, size_t>(), "bytes"_a, "sparse"_a = 0)
       .def_prop_ro("size", &Arena::size)
       .def("resize", &Arena::resize, "bytes"_a, "kept"_a);
   nb::class_<SamplerOptions>(m, "SamplerOptions")

@@ -83,9 +83,9 @@ size_t pages_held(const std::byte* p, size_t bytes) {
 void test_arena() {
   Random random(1);
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  Arena arena(100);
-  CHECK(arena.size() == page);
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 120; ++round) {
+    Arena arena(random.between(1, 20 * page), random.between(0, 1) * random.between(0, 30 * page));
+    if (round == 0) CHECK(Arena(100).size() == page);
     const size_t bytes = random.between(1, 40 * page);
     const size_t kept = random.between(0, std::min(bytes, arena.size()));
     std::memset(arena.data(), 0xab, arena.size());
@@ -102,6 +102,16 @@ void test_arena() {
     }
     CHECK_CASE(same && zero, "%zu bytes, %zu kept: kept part %d, rest zero %d", bytes, kept, same,
                zero);
+  }
+}
+
+void test_sparse_arena() {
+  const size_t huge = 2u << 20, sparse = 8 * huge + 12345, bytes = 16 * huge;
+  Arena arena(bytes, sparse);
+  for (const size_t size : {bytes, bytes + huge, 12 * huge}) {
+    arena.resize(size, 0);
+    for (size_t at = 0; at < sparse; at += huge / 2) arena.data()[at] = std::byte{1};
+    CHECK(pages_held(arena.data(), sparse) == (sparse + huge / 2 - 1) / (huge / 2));
   }
 }
 
@@ -406,6 +416,7 @@ int main() {
   test::test_seed();
   test::section("thread pool", test_thread_pool);
   test::section("arena", test_arena);
+  test::section("sparse arena", test_sparse_arena);
   test::section("sampler", test::test_sampler);
   test::section("same bits, F32", [] { test_same_bits(kF32); });
   test::section("same bits, Q4_0", [] { test_same_bits(kQ4_0); });

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from edge_rt.loaders.source import WeightSource
 from edge_rt.sizes import MIB
-from edge_rt.tokenizer.folder import tokenizer_file
-from edge_rt.tokenizer.json_file import scan
 from edge_rt.tokenizer.special import MAX_SPECIALS
 
 # Words of the cache and their ids (2048 x about 1 KiB at the very worst), the pre-tokenizer's
@@ -26,6 +24,9 @@ def tokenizer_bytes(source: WeightSource) -> tuple[int, int]:
     `ModelError` when it cannot be.
     """
     if source.folder is not None:
+        from edge_rt.tokenizer.folder import tokenizer_file
+        from edge_rt.tokenizer.json_file import scan
+
         counts = scan(tokenizer_file(source.texts))
         return tokenizer_ceilings(
             counts.tokens,

@@ -7,6 +7,7 @@ take the white space after them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -14,6 +15,7 @@ from edge_rt.errors import ModelError
 from edge_rt.tokenizer.vocab import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Vocabulary
 
 MAX_SPECIALS: Final = 16384  # each is a Python object and sought in every text; gemma has 6415
+_SPECIAL_TYPES: Final = re.compile(b"[%c%c%c]" % (UNKNOWN, CONTROL, USER_DEFINED))
 WHITE_SPACE: Final = " \t\n\v\f\r"  # C's isspace
 
 # Unicode's White_Space, which Rust's \\s is (Python's has four control characters more).
@@ -125,13 +127,14 @@ def special_tokens(vocabulary: Vocabulary, model_name: str, pre: str, arch: str)
     elif "modern-bert" in name:
         lstrip = "[MASK]"
     found = []
-    for index, kind in enumerate(vocabulary.types):
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED):
-            text = vocabulary.piece(index).decode(errors="replace")
-            strips = rstrip and text not in exempt
-            found.append(Special(text, index, kind == USER_DEFINED, text == lstrip, strips))
-            if len(found) > MAX_SPECIALS:
-                raise ModelError(f"more than {MAX_SPECIALS} special tokens are not supported")
+    for match in _SPECIAL_TYPES.finditer(vocabulary.types):
+        index = match.start()
+        text = vocabulary.piece(index).decode(errors="replace")
+        always = vocabulary.types[index] == USER_DEFINED
+        strips = rstrip and text not in exempt
+        found.append(Special(text, index, always, text == lstrip, strips))
+        if len(found) > MAX_SPECIALS:
+            raise ModelError(f"more than {MAX_SPECIALS} special tokens are not supported")
     found.sort(key=lambda item: -len(item.text.encode()))
     return found
 

@@ -14,7 +14,6 @@ from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.source import WeightSource
 from edge_rt.loaders.text_files import TextFiles
 from edge_rt.process import release_memory
-from edge_rt.tokenizer.folder import read_folder
 from edge_rt.tokenizer.gguf import read_gguf
 from edge_rt.tokenizer.parts import Parts
 from edge_rt.tokenizer.special import AFTER_TOKEN, AT_START, INSIDE, UNICODE_SPACE
@@ -23,6 +22,13 @@ from edge_rt.tokenizer.vocab import CONTROL, UNKNOWN, USER_DEFINED
 from edge_rt.tokenizer.words import left_neighbours
 
 _SLICE_LETTERS: Final = 8192  # encoded at once by iter_encode where there is a safe boundary
+
+
+def _read_folder(files: TextFiles, *names: str) -> Parts:
+    # Imported here: it takes as long as all that a GGUF file's tokenizer needs.
+    from edge_rt.tokenizer.folder import read_folder
+
+    return read_folder(files, *names)
 
 
 class StreamDecoder:
@@ -93,9 +99,9 @@ class Tokenizer:
         """
         file = Path(path)
         if is_folder(file):
-            return cls(read_folder(TextFiles(file)))
+            return cls(_read_folder(TextFiles(file)))
         if file.suffix == ".json":
-            return cls(read_folder(TextFiles(file.parent), file.name))
+            return cls(_read_folder(TextFiles(file.parent), file.name))
         return cls.from_source(GGUFFile.open(file, allow_unsupported=True))
 
     @classmethod
@@ -107,7 +113,7 @@ class Tokenizer:
         """
         with source.named():
             in_folder = source.folder is not None
-            found = cls(read_folder(source.texts) if in_folder else read_gguf(source))
+            found = cls(_read_folder(source.texts) if in_folder else read_gguf(source))
             n = found.n_vocab
             beyond = range(n if n_rows is None else n_rows, n)
             if any(map(found.is_ordinary, beyond)):
