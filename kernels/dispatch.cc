@@ -2,6 +2,9 @@
 #ifdef EDGE_RT_HAVE_AVX2
 #include <cpuid.h>
 #endif
+#if defined(EDGE_RT_HAVE_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 #include "kernels/kernels.h"
 
@@ -21,12 +24,51 @@ const Kernels* kernels_avx2() {
 const Kernels* kernels_avx2() { return nullptr; }
 #endif
 
+#ifdef EDGE_RT_HAVE_NEON
+const Kernels* kernel_table_neon();  // ops_neon.cc
+const Kernels* kernel_table_dotprod_neon();
+const Kernels* kernel_table_i8mm_neon();
+
+namespace {
+
+const Kernels* kernels_neon() { return kernel_table_neon(); }
+
+#ifdef __linux__
+// Of <asm/hwcap.h>; older C libraries' headers lack them.
+constexpr unsigned long kHasDotProducts = 1ul << 20, kHasMatrices = 1ul << 13;
+
+const Kernels* kernels_dotprod() {
+  return getauxval(AT_HWCAP) & kHasDotProducts ? kernel_table_dotprod_neon() : nullptr;
+}
+
+const Kernels* kernels_i8mm() {
+  const bool runs = getauxval(AT_HWCAP) & kHasDotProducts && getauxval(AT_HWCAP2) & kHasMatrices;
+  return runs ? kernel_table_i8mm_neon() : nullptr;
+}
+#else
+const Kernels* kernels_dotprod() { return nullptr; }
+const Kernels* kernels_i8mm() { return nullptr; }
+#endif
+
+}  // namespace
+#else
+namespace {
+const Kernels* kernels_neon() { return nullptr; }
+const Kernels* kernels_dotprod() { return nullptr; }
+const Kernels* kernels_i8mm() { return nullptr; }
+}  // namespace
+#endif
+
 const Kernels* kernels_named(const char* name) {
-  if (strcmp(name, "ref") == 0) return kernels_ref();
-  if (strcmp(name, "avx2") == 0) return kernels_avx2();
-  if (strcmp(name, "auto") != 0) return nullptr;
-  const Kernels* fastest = kernels_avx2();
-  return fastest ? fastest : kernels_ref();
+  const Kernels* (*const tables[])() = {kernels_ref, kernels_avx2, kernels_neon, kernels_dotprod,
+                                        kernels_i8mm};  // as in kKernelNames, the fastest last
+  const bool any = strcmp(name, "auto") == 0;
+  const Kernels* found = nullptr;
+  for (size_t i = 0; i < sizeof tables / sizeof *tables; ++i) {
+    const Kernels* table = any || strcmp(name, kKernelNames[i]) == 0 ? tables[i]() : nullptr;
+    if (table != nullptr) found = table;
+  }
+  return found;
 }
 
 namespace {

@@ -148,7 +148,7 @@ void test_row_bytes() {
 int main() {
   using namespace edge_rt;
   test::test_seed();
-  if (kernels_avx2() == nullptr) std::fprintf(stderr, "no AVX2 here: only ref is tested\n");
+  test::say_tables();
   test::section("row bytes", test_row_bytes);
   test::section("matmul", test_matmul);
   test::section("any bytes", test_any_bytes);
