@@ -3,9 +3,10 @@
 // with the dot product instructions, and with those for 8-bit matrices besides.
 //
 // One token: four rows at a time straight from the file layout; four rows' integers (lane = row) go
-// through the canonical arithmetic together. Several tokens: eight rows are unpacked once into
-// scratch, as two `units` of four. There a vector has eight columns of two rows, which is what all
-// three instruction sets multiply by the same eight columns of one or two tokens.
+// through the canonical arithmetic together. Several tokens: of eight rows, two `units` of
+// four, a slab of columns at a time is unpacked into scratch. There a vector has eight columns of
+// two rows, which is what all three instruction sets multiply by the same eight columns of one or
+// two tokens.
 //
 // A format F is a struct derived from `Format`, which has the defaults:
 //   kParts                sub-blocks that share bytes: the loop over them is unrolled
@@ -25,6 +26,8 @@ namespace {
 
 constexpr int kUnits = 2;  // of four rows in scratch
 constexpr int kUnitRows = kLanes * kUnits;
+constexpr int kSlabColumns = 1024;  // unpacked at a time: 10 KiB, which stay in the first cache
+constexpr int kSlabTokens = 64;     // whose sums wait for the next slab
 
 // What is computed for four rows of a block at once, lane = row.
 template <typename F>
@@ -181,10 +184,11 @@ inline int8x16_t pair_of_rows(int8x16_t a, int8x16_t b, int upper) {
   return vreinterpretq_s8_s64(upper ? vzip2q_s64(p, q) : vzip1q_s64(p, q));
 }
 
+// The blocks first..first + n_blocks - 1 of a unit.
 template <typename F>
-void unpack_unit(const RowGroup* g, int n_blocks, int8x16_t* v) {
+void unpack_unit(const RowGroup* g, int first, int n_blocks, int8x16_t* v) {
   constexpr int kSubBlocks = F::Block::kColumns / kBlockColumns;
-  for (int b = 0; b < n_blocks; ++b) {
+  for (int b = first; b < first + n_blocks; ++b) {
     const size_t at = (size_t)b * sizeof(typename F::Block);
     const Scale scale = F::scale(g, at);
     *v++ = vreinterpretq_s8_f32(scale.d);
@@ -274,21 +278,21 @@ struct Sums {
   }
 };
 
+// Goes on with the sums of `kTokens` tokens, y_of[t][u], over a slab that begins with block
+// `first`.
 template <typename F, int kTokens>
-void several_tokens(const int8x16_t* first_unit, int n_blocks, const Activations* x, int token,
-                    const Output* out, int first, int n_rows) {
+void several_tokens(const int8x16_t* slab, int first, int n_blocks, const Activations* x, int token,
+                    float32x4_t (*y_of)[kUnits]) {
   constexpr int kSubBlocks = F::Block::kColumns / kBlockColumns;
-  static_assert(kUnits * vectors_per_block<F>() * 16 <= kSubBlocks * kTransposedBytes,
-                "see matmul_scratch_bytes");
   const size_t block_stride = x->stride / kBlockColumns;
-  const int8_t* codes = x->codes + token * x->stride;
-  const float* scales = x->scales + token * block_stride;
-  const int16_t* sums = x->sums + token * block_stride * 2;
+  const int8_t* codes = x->codes + token * x->stride + (size_t)first * F::Block::kColumns;
+  const float* scales = x->scales + token * block_stride + (size_t)first * kSubBlocks;
+  const int16_t* sums = x->sums + (token * block_stride + (size_t)first * kSubBlocks) * 2;
   const int8x16_t* v[kUnits];
   float32x4_t y[kTokens][kUnits];
   for (int u = 0; u < kUnits; ++u) {
-    v[u] = first_unit + (size_t)u * n_blocks * vectors_per_block<F>();
-    for (int t = 0; t < kTokens; ++t) y[t][u] = vdupq_n_f32(0);
+    v[u] = slab + (size_t)u * n_blocks * vectors_per_block<F>();
+    for (int t = 0; t < kTokens; ++t) y[t][u] = y_of[t][u];
   }
   for (int b = 0; b < n_blocks; ++b) {
     Scale scale[kUnits];
@@ -322,29 +326,44 @@ void several_tokens(const int8x16_t* first_unit, int n_blocks, const Activations
     }
   }
   for (int t = 0; t < kTokens; ++t)
-    for (int u = 0; u < kUnits; ++u)
-      if (first + u * kLanes < n_rows) store(out, token + t, first + u * kLanes, n_rows, y[t][u]);
+    for (int u = 0; u < kUnits; ++u) y_of[t][u] = y[t][u];
 }
 
 template <typename F>
 void matmul_blocks(const Rows* w, const Activations* x, int n_tokens, const Output* out,
                    uint8_t* scratch) {
   if (n_tokens == 1) return one_token<F>(w, x, out);
+  constexpr int kSlab = kSlabColumns / F::Block::kColumns;
+  static_assert(
+      kUnits * vectors_per_block<F>() * 16 <= F::Block::kColumns / kBlockColumns * kTransposedBytes,
+      "see matmul_scratch_bytes");
   const int n_blocks = w->n_cols / F::Block::kColumns;
-  int8x16_t* v = (int8x16_t*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
-  for (int first = 0; first < w->n_rows; first += kUnitRows) {
-    for (int u = 0; u < kUnits; ++u) {
-      const RowGroup g = group_at(w, first + u * kLanes);
-      unpack_unit<F>(&g, n_blocks, v + (size_t)u * n_blocks * vectors_per_block<F>());
+  int8x16_t* slab = (int8x16_t*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
+  for (int row = 0; row < w->n_rows; row += kUnitRows) {
+    const RowGroup g[kUnits] = {group_at(w, row), group_at(w, row + kLanes)};
+    for (int token = 0; token < n_tokens; token += kSlabTokens) {
+      const int n = n_tokens - token < kSlabTokens ? n_tokens - token : kSlabTokens;
+      float32x4_t y[kSlabTokens][kUnits];
+      for (int t = 0; t < n; ++t)
+        for (int u = 0; u < kUnits; ++u) y[t][u] = vdupq_n_f32(0);
+      for (int first = 0; first < n_blocks; first += kSlab) {
+        const int count = n_blocks - first < kSlab ? n_blocks - first : kSlab;
+        if (token == 0 || n_blocks > kSlab)
+          for (int u = 0; u < kUnits; ++u)
+            unpack_unit<F>(&g[u], first, count, slab + (size_t)u * count * vectors_per_block<F>());
+        int t = 0;
+        for (; t + 4 <= n; t += 4) several_tokens<F, 4>(slab, first, count, x, token + t, y + t);
+        if (n - t >= 2) {
+          several_tokens<F, 2>(slab, first, count, x, token + t, y + t);
+          t += 2;
+        }
+        if (t < n) several_tokens<F, 1>(slab, first, count, x, token + t, y + t);
+      }
+      for (int t = 0; t < n; ++t)
+        for (int u = 0; u < kUnits; ++u)
+          if (row + u * kLanes < w->n_rows)
+            store(out, token + t, row + u * kLanes, w->n_rows, y[t][u]);
     }
-    int t = 0;
-    for (; t + 4 <= n_tokens; t += 4)
-      several_tokens<F, 4>(v, n_blocks, x, t, out, first, w->n_rows);
-    if (n_tokens - t >= 2) {
-      several_tokens<F, 2>(v, n_blocks, x, t, out, first, w->n_rows);
-      t += 2;
-    }
-    if (t < n_tokens) several_tokens<F, 1>(v, n_blocks, x, t, out, first, w->n_rows);
   }
 }
 

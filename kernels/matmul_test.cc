@@ -76,6 +76,21 @@ void test_matmul() {
   }
 }
 
+void test_long() {  // what a kernel of several tokens may take in pieces
+  Random random(4);
+  for (int format : kAllFormats) {
+    const int columns = layout_of(format).columns;
+    const int rows = static_cast<int>(random.between(1, 9));
+    const int cols = static_cast<int>(columns * random.between(1024 / columns, 2600 / columns));
+    const int tokens = static_cast<int>(random.between(2, 140));
+    const MatmulProblem p(random, format, rows, cols, tokens);
+    const Exact<float> truth = p.run_all(kernels_ref());
+    for (const Kernels* kernels : tables())
+      CHECK_CASE(p.run_all(kernels) == truth, "%s format %d rows %d cols %d tokens %d",
+                 kernels->name, format, rows, cols, tokens);
+  }
+}
+
 void test_any_bytes() {  // blocks of a hostile file: scales may be infinite or NaN
   Random random(2);
   for (int round = 0; round < 40; ++round) {
@@ -151,6 +166,7 @@ int main() {
   test::say_tables();
   test::section("row bytes", test_row_bytes);
   test::section("matmul", test_matmul);
+  test::section("long", test_long);
   test::section("any bytes", test_any_bytes);
   test::section("extreme codes", test_extreme_codes);
   return test::finish("matmul_test");

@@ -219,16 +219,18 @@ MatmulKernel matmul(int format) {
 
 // Only the integer products of blocks know more than ARMv8.0.
 constexpr Kernels table(const char* name, MatmulKernel (*matmul_of)(int)) {
-  return {name,
-          matmul_of,
-          quantize_neon,
-          rms_norm_neon,
-          silu_gate_neon,
-          gelu_gate_neon,
-          softcap_neon,
-          attention_neon<uint16_t>,
-          attention_neon<float>,
-          to_half_neon};
+  Kernels table = {};
+  table.name = name;
+  table.matmul = matmul_of;
+  table.quantize = quantize_neon;
+  table.rms_norm = rms_norm_neon;
+  table.silu_gate = silu_gate_neon;
+  table.gelu_gate = gelu_gate_neon;
+  table.softcap = softcap_neon;
+  table.attention_f16 = attention_neon<uint16_t>;
+  table.attention_f32 = attention_neon<float>;
+  table.to_half = to_half_neon;
+  return table;
 }
 
 }  // namespace
