@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from edge_rt.errors import UsageError
@@ -9,7 +10,7 @@ from edge_rt.errors import UsageError
 KIB = 1024
 MIB = 1024**2
 GIB = 1024**3
-PAGE = 4096
+PAGE = os.sysconf("SC_PAGE_SIZE")  # 16 or 64 KiB on some ARM machines
 
 _UNITS = {
     "": 1, "b": 1,

@@ -228,6 +228,7 @@ void test_chaos(const std::string& path, bool direct, const Backend& backend) {
 
 // Errors, and what they say, are the same whatever the backend.
 void test_faults(const std::string& path, bool direct, const Backend& backend) {
+  const bool is_direct = File(path, direct).direct();
   const auto outcome = [&](const Faults::Rule& rule, std::string* reason) {
     File file(path, direct);
     const auto faults = std::make_shared<Faults>();
@@ -271,7 +272,8 @@ void test_faults(const std::string& path, bool direct, const Backend& backend) {
     CHECK_CASE(outcome({Kind::kShort, most, "", 0, UINT64_MAX, 0, 6}, &reason) == 0, "%d", most);
   CHECK(outcome({Kind::kShort, 5000, ""}, &reason) == 0);
   CHECK(outcome({Kind::kShort, 777, ""}, &reason) == 0);  // no direct read can be that short
-  CHECK(outcome({Kind::kError, EINVAL, "", 0, UINT64_MAX, 0, 1}, &reason) == (direct ? 0 : EINVAL));
+  CHECK(outcome({Kind::kError, EINVAL, "", 0, UINT64_MAX, 0, 1}, &reason) ==
+        (is_direct ? 0 : EINVAL));
 }
 
 void test_unchanged() {

@@ -158,10 +158,11 @@ void attention(const std::string& isa, const std::string& kv_format, Array<const
 }  // namespace
 
 NB_MODULE(_kernels, m) {
-  m.doc() = "Kernels by ISA name ('ref', 'avx2', 'avx512vnni', 'auto').";
-  m.def(
-      "available", [](const std::string& isa) { return kernels_named(isa.c_str()) != nullptr; },
-      "isa"_a);
+  m.doc() = "Kernels by ISA name: one of ISAS, which run here, or 'auto' for the last of them.";
+  nb::list isas;
+  for (const char* name : kKernelNames)
+    if (kernels_named(name) != nullptr) isas.append(name);
+  m.attr("ISAS") = isas;
   m.def("quantize", &quantize, "isa"_a, "x"_a, "codes"_a, "scales"_a, "sums"_a);
   m.def("matmul", &matmul, "isa"_a, "format"_a, "weights"_a, "x"_a, "y"_a, "accumulate"_a = false,
         "interleaved"_a = false);

@@ -2,6 +2,9 @@
 #ifdef EDGE_RT_HAVE_AVX2
 #include <cpuid.h>
 #endif
+#if defined(EDGE_RT_HAVE_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 #include "kernels/kernels.h"
 #include "kernels/kv_cache.h"
@@ -10,6 +13,9 @@ namespace edge_rt {
 
 #ifdef EDGE_RT_HAVE_AVX2
 const Kernels* kernel_table_avx2();  // ops_avx2.cc; only safe to run after the check below
+MatmulKernel matmul_words_avx512vnni(int format);
+
+namespace {
 
 const Kernels* kernels_avx2() {
   unsigned a, b, c = 0, d;
@@ -18,8 +24,6 @@ const Kernels* kernels_avx2() {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && (c & bit_F16C) != 0;
   return runs ? kernel_table_avx2() : nullptr;
 }
-
-MatmulKernel matmul_words_avx512vnni(int format);
 
 // The rest is as fast with AVX2.
 const Kernels* kernels_avx512vnni() {
@@ -38,19 +42,62 @@ const Kernels* kernels_avx512vnni() {
   }();
   return &table;
 }
+
+}  // namespace
 #else
+namespace {
 const Kernels* kernels_avx2() { return nullptr; }
 const Kernels* kernels_avx512vnni() { return nullptr; }
+}  // namespace
+#endif
+
+#ifdef EDGE_RT_HAVE_NEON
+const Kernels* kernel_table_neon();  // ops_neon.cc
+const Kernels* kernel_table_dotprod_neon();
+const Kernels* kernel_table_i8mm_neon();
+
+namespace {
+
+const Kernels* kernels_neon() { return kernel_table_neon(); }
+
+#ifdef __linux__
+// Of <asm/hwcap.h>; older C libraries' headers lack them.
+constexpr unsigned long kHasDotProducts = 1ul << 20, kHasMatrices = 1ul << 13;
+
+const Kernels* kernels_dotprod() {
+  return getauxval(AT_HWCAP) & kHasDotProducts ? kernel_table_dotprod_neon() : nullptr;
+}
+
+const Kernels* kernels_i8mm() {
+  const bool runs = getauxval(AT_HWCAP) & kHasDotProducts && getauxval(AT_HWCAP2) & kHasMatrices;
+  return runs ? kernel_table_i8mm_neon() : nullptr;
+}
+#else
+const Kernels* kernels_dotprod() { return nullptr; }
+const Kernels* kernels_i8mm() { return nullptr; }
+#endif
+
+}  // namespace
+#else
+namespace {
+const Kernels* kernels_neon() { return nullptr; }
+const Kernels* kernels_dotprod() { return nullptr; }
+const Kernels* kernels_i8mm() { return nullptr; }
+}  // namespace
 #endif
 
 const Kernels* kernels_named(const char* name) {
-  if (strcmp(name, "ref") == 0) return kernels_ref();
-  if (strcmp(name, "avx2") == 0) return kernels_avx2();
-  if (strcmp(name, "avx512vnni") == 0) return kernels_avx512vnni();
-  if (strcmp(name, "auto") != 0) return nullptr;
-  if (const Kernels* vnni = kernels_avx512vnni()) return vnni;
-  const Kernels* avx2 = kernels_avx2();
-  return avx2 ? avx2 : kernels_ref();
+  const Kernels* (*const tables[])() = {
+      kernels_ref,  kernels_avx2,    kernels_avx512vnni,
+      kernels_neon, kernels_dotprod, kernels_i8mm};  // as in kKernelNames, the fastest last
+  static_assert(sizeof tables / sizeof *tables == sizeof kKernelNames / sizeof *kKernelNames);
+  const bool any = strcmp(name, "auto") == 0;
+  const Kernels* found = nullptr;
+  for (size_t i = 0; i < sizeof tables / sizeof *tables; ++i) {
+    const Kernels* table = any || strcmp(name, kKernelNames[i]) == 0 ? tables[i]() : nullptr;
+    if (table != nullptr) found = table;
+  }
+  return found;
 }
 
 namespace {

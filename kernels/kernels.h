@@ -148,10 +148,11 @@ size_t row_bytes(int format, int n_cols);  // 0: not a format, or not a whole nu
 bool is_block_format(int format);          // its matmul reads Activations' codes, not the values
 
 const struct Kernels* kernels_ref();
-const struct Kernels* kernels_avx2();  // null where the build or the CPU has none
-const struct Kernels* kernels_avx512vnni();
-// `name`: "ref", "avx2", "avx512vnni", or "auto" for the fastest this CPU runs. Null: not
-// available.
+// NEON needs no more than ARMv8.0; the other two have the instructions for 8-bit dot products and,
+// besides, for 8-bit matrices.
+constexpr const char* kKernelNames[] = {"ref",  "avx2",         "avx512vnni",
+                                        "neon", "neon_dotprod", "neon_i8mm"};
+// One of these names, or "auto" for the fastest this CPU runs. Null: not available.
 const struct Kernels* kernels_named(const char* name);
 
 }  // namespace edge_rt

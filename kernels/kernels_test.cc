@@ -195,7 +195,7 @@ void test_silu_gate() {
 int main() {
   using namespace edge_rt;
   test::test_seed();
-  if (kernels_avx2() == nullptr) std::fprintf(stderr, "no AVX2 here: only ref is tested\n");
+  test::say_tables();
   test::section("every half", test_every_half);
   test::section("to_half", test_to_half);
   test::section("quantize", test_quantize);

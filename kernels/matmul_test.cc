@@ -109,6 +109,13 @@ void test_layout(const MatmulProblem& p, const MatmulProblem& interleaved, const
   CHECK_CASE(same, "%s format %d rows %d cols %d", name, p.format, p.n_rows, p.n_cols);
 }
 
+std::vector<const Kernels*> interleaving_tables() {  // of the others rows stay as in the file
+  std::vector<const Kernels*> found;
+  for (const Kernels* kernels : tables())
+    if (kernels->interleave != nullptr) found.push_back(kernels);
+  return found;
+}
+
 void test_interleaved() {
   Random random(4);
   for (int round = 0; round < 40; ++round) {
@@ -121,7 +128,7 @@ void test_interleaved() {
                                           : round % 5 ? random.between(1, 9)
                                                       : random.between(10, 40));
       const MatmulProblem p(random, format, rows, columns * blocks, tokens);
-      for (const Kernels* kernels : tables()) {
+      for (const Kernels* kernels : interleaving_tables()) {
         const bool can = kernels->interleave(format) != nullptr;
         CHECK_CASE(can == p.can_interleave(), "%s format %d", kernels->name, format);
       }
@@ -130,7 +137,7 @@ void test_interleaved() {
         CHECK_CASE(p.run_all(kernels) == truth, "%s format %d rows %d blocks %d tokens %d",
                    kernels->name, format, rows, blocks, tokens);
       if (!p.can_interleave()) continue;
-      for (const Kernels* kernels : tables()) {
+      for (const Kernels* kernels : interleaving_tables()) {
         const MatmulProblem q = p.with_interleaved_rows(kernels);
         test_layout(p, q, kernels->name);
         CHECK_CASE(q.run_all(kernels) == truth, "%s format %d rows %d blocks %d tokens %d",
@@ -147,6 +154,21 @@ void test_interleaved() {
                    format, rows, blocks, tokens);
       }
     }
+  }
+}
+
+void test_long() {  // what a kernel of several tokens may take in pieces
+  Random random(4);
+  for (int format : kAllFormats) {
+    const int columns = layout_of(format).columns;
+    const int rows = static_cast<int>(random.between(1, 9));
+    const int cols = static_cast<int>(columns * random.between(1024 / columns, 2600 / columns));
+    const int tokens = static_cast<int>(random.between(2, 140));
+    const MatmulProblem p(random, format, rows, cols, tokens);
+    const Exact<float> truth = p.run_all(kernels_ref());
+    for (const Kernels* kernels : tables())
+      CHECK_CASE(p.run_all(kernels) == truth, "%s format %d rows %d cols %d tokens %d",
+                 kernels->name, format, rows, cols, tokens);
   }
 }
 
@@ -231,10 +253,11 @@ void test_row_bytes() {
 int main() {
   using namespace edge_rt;
   test::test_seed();
-  if (kernels_avx2() == nullptr) std::fprintf(stderr, "no AVX2 here: only ref is tested\n");
+  test::say_tables();
   test::section("row bytes", test_row_bytes);
   test::section("matmul", test_matmul);
   test::section("interleaved", test_interleaved);
+  test::section("long", test_long);
   test::section("any bytes", test_any_bytes);
   test::section("extreme codes", test_extreme_codes);
   return test::finish("matmul_test");

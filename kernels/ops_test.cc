@@ -9,20 +9,16 @@
 #include "kernels/half.h"
 #include "kernels/kernels.h"
 #include "tests/native/check.h"
+#include "tests/native/kernel_tables.h"
 
 namespace edge_rt {
 namespace {
 
 using test::Random;
+using test::tables;
 
 const float kInfinity = std::numeric_limits<float>::infinity();
 const float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-std::vector<const Kernels*> tables() {
-  std::vector<const Kernels*> found = {kernels_ref()};
-  if (kernels_avx2() != nullptr) found.push_back(kernels_avx2());
-  return found;
-}
 
 // Exactly as long as it says, so that an address sanitizer sees a kernel that goes further.
 template <typename T>
@@ -174,6 +170,7 @@ void test_add() {
 int main() {
   using namespace edge_rt;
   test::test_seed();
+  test::say_tables();
   test::section("gelu_gate", test_gelu_gate);
   test::section("softcap", test_softcap);
   test::section("rope", test_rope);

@@ -25,26 +25,39 @@ missing_options() {
   echo '#include <liburing.h>' | "${CXX:-g++}" -x c++ -E - >/dev/null 2>&1 || echo liburing-dev
 }
 
+# apt_install PACKAGE...: false where this system or this user cannot.
+apt_install() {
+  as_root=
+  if [ "$(id -u)" -ne 0 ]; then as_root=sudo; fi
+  command -v apt-get >/dev/null 2>&1 || return 1
+  [ -z "$as_root" ] || command -v sudo >/dev/null || return 1
+  say "installing Debian packages: $*"
+  $as_root apt-get update -qq &&
+    $as_root env DEBIAN_FRONTEND=noninteractive \
+      apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
 # The compiler, the headers and venv; cmake and ninja come with the Python build.
 install_system_packages() {
   needed=$(missing_packages)
   # shellcheck disable=SC2046,SC2086  # one word per package
   set -- $needed $(missing_options)
   [ $# -gt 0 ] || return 0
-  as_root=
-  if [ "$(id -u)" -ne 0 ]; then as_root=sudo; fi
-  if ! command -v apt-get >/dev/null 2>&1 || { [ -n "$as_root" ] && ! command -v sudo >/dev/null; }; then
-    if [ -z "$needed" ]; then
-      say "going on without $* (Debian's names): reads use pread"
-      return 0
-    fi
-    say "missing: $* (Debian's names); install them and run this again"
-    exit 1
+  apt_install "$@" && return 0
+  if [ -z "$needed" ]; then
+    say "going on without $* (Debian's names): reads use pread"
+    return 0
   fi
-  say "installing Debian packages: $*"
-  $as_root apt-get update -qq
-  $as_root env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  say "missing: $* (Debian's names); install them and run this again"
+  exit 1
+}
+
+# For scripts/native_tests.sh aarch64, which says what it skips without them.
+install_cross_tools() {
+  set --
+  command -v aarch64-linux-gnu-g++ >/dev/null 2>&1 || set -- "$@" g++-aarch64-linux-gnu
+  command -v qemu-aarch64 >/dev/null 2>&1 || set -- "$@" qemu-user
+  [ $# -eq 0 ] || apt_install "$@" || say "cannot install $* here"
 }
 
 make_venv() {

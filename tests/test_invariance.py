@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import edge_rt.planner as planner
+from edge_rt.kernels import _kernels
 
 from .conftest import load_script
 from .invariance import (
@@ -62,7 +63,7 @@ def test_threads(model: Path, threads: int, weight_cap: str | None) -> None:
     )
 
 
-@pytest.mark.parametrize("isa", ["ref", "avx2", "avx512vnni"])
+@pytest.mark.parametrize("isa", _kernels.ISAS)
 def test_instruction_sets(model: Path, monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
     expected = reference(model, N_TOKENS)
     assert rows_on(monkeypatch, isa, model, N_TOKENS, weight_cap=500_000) == expected

@@ -12,6 +12,7 @@ import pytest
 
 import edge_rt.planner as planner
 from edge_rt import Engine
+from edge_rt.kernels import _kernels
 
 from .conftest import load_script
 from .invariance import (
@@ -67,7 +68,7 @@ def test_residency(model: Path, share: float) -> None:
         assert scored(engine) == reference(model, N_TOKENS)
 
 
-@pytest.mark.parametrize(("threads", "isa"), [(1, "ref"), (3, "avx2")])
+@pytest.mark.parametrize(("threads", "isa"), [(1, "ref"), (3, _kernels.ISAS[-1])])
 def test_threads_and_instruction_sets(
     model: Path, monkeypatch: pytest.MonkeyPatch, threads: int, isa: str
 ) -> None:

@@ -21,7 +21,7 @@ from edge_rt.quant.reference_write import (
     set_scales,
 )
 
-SIMD = [isa for isa in ("avx2", "avx512vnni") if _kernels.available(isa)]
+SIMD = _kernels.ISAS[1:]
 QUANTIZED = [fmt for fmt in FORMATS.values() if fmt.quantized]
 SHAPES = [  # tokens, rows, blocks of 32 columns, blocks of 256 columns
     (1, 1, 1, 1), (1, 7, 2, 2), (1, 8, 3, 3), (2, 9, 1, 1), (3, 17, 5, 2), (4, 8, 18, 3),
@@ -100,6 +100,8 @@ def test_interleaved_layout(fmt, rng):
     ]
     expected = np.concatenate(parts, axis=-1).tobytes() + rows[whole:].tobytes()
     for isa in ["ref", *SIMD]:
+        if isa.startswith("neon"):  # rows stay as in the file
+            continue
         n_cols = n_blocks * fmt.block_elements
         assert _kernels.interleave(isa, fmt.ggml_id, rows.tobytes(), n_cols) == expected, isa
 

@@ -167,7 +167,7 @@ void test_same_bits(int format) {
     CHECK((stats.block_hits == 0) == (setup.residency == Residency::kNone));
     CHECK(stats.tokens == n_repeats * tokens.size() && stats.flash_bytes > 0);
   };
-  for (const char* isa : {"ref", "avx2", "avx512vnni"}) {
+  for (const char* isa : kKernelNames) {
     if (kernels_named(isa) == nullptr) continue;
     for (Residency residency : {Residency::kAll, Residency::kNone, Residency::kAlternating})
       for (int n_threads : {1, 2, 3})

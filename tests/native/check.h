@@ -19,7 +19,11 @@ namespace edge_rt::test {
 
 constexpr int kMostPrinted = 20;  // one mistake often fails thousands of checks
 
-constexpr unsigned kLongestSection = 60;  // seconds
+#ifdef EDGE_RT_EMULATED
+constexpr unsigned kLongestSection = 600;  // seconds
+#else
+constexpr unsigned kLongestSection = 60;
+#endif
 
 inline std::atomic<int> failures{0};
 

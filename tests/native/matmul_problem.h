@@ -8,6 +8,7 @@
 #include "kernels/half.h"
 #include "kernels/kernels.h"
 #include "tests/native/check.h"
+#include "tests/native/kernel_tables.h"
 
 namespace edge_rt::test {
 
@@ -19,13 +20,6 @@ inline constexpr int kAllFormats[] = {
 #undef EDGE_RT_ID
 };
 // clang-format on
-
-inline std::vector<const Kernels*> tables() {
-  std::vector<const Kernels*> all = {kernels_ref()};
-  for (const Kernels* kernels : {kernels_avx2(), kernels_avx512vnni()})
-    if (kernels != nullptr) all.push_back(kernels);
-  return all;
-}
 
 // Equal bits, where any NaN equals any NaN: which payload survives an operation is not specified.
 inline bool same_bits(const Exact<float>& a, const Exact<float>& b) {

@@ -569,7 +569,7 @@ bool is_found(const Planted& planted, int n) {
   return !(WIFEXITED(status) && (WEXITSTATUS(status) == 0 || WEXITSTATUS(status) == 3));
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(EDGE_RT_EMULATED)
 constexpr int kSlower = 10;
 #else
 constexpr int kSlower = 1;
@@ -606,7 +606,7 @@ int main(int argc, char** argv) {
   for (const Scenario& scenario : kScenarios)
     test::section(scenario.name, [&] { run_all(scenario, scenario.n_schedules / kSlower); });
   std::fprintf(stderr, "  %.1f million steps\n", static_cast<double>(sync::steps_taken()) / 1e6);
-  if (kSlower > 1) return test::finish("schedule_test");  // finding is no matter of sanitizers
+  if (kSlower > 1) return test::finish("schedule_test");  // finding is no matter of these
   test::section("defects", [] {
     for (const Planted& planted : kPlanted) {
       test::watchdog(test::kLongestSection);

@@ -1,5 +1,5 @@
-// A file in $TMPDIR (or /tmp) that is gone when the test ends. scripts/native_tests.sh gives each run
-// a folder of its own and deletes it, because a test that is ended by a signal deletes nothing.
+// A file in $TMPDIR (or /tmp) that is gone when the test ends. scripts/native_tests.sh gives each
+// run a folder of its own and deletes it, because a test that is ended by a signal deletes nothing.
 #pragma once
 
 #include <fcntl.h>

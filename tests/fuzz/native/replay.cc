@@ -18,7 +18,7 @@ int main(int argc, char** argv) {
     }
     return 0;
   }
-  edge_rt::test::watchdog(120);
+  edge_rt::test::watchdog(2 * edge_rt::test::kLongestSection);
   Random random(1);
   for (int round = 0; round < 400; ++round) {
     // Exact memory: a target that reads past its input must fail.

@@ -374,7 +374,7 @@ void run(Input& in) {
     token = static_cast<int32_t>(in.between(0, program.shape.vocab - 1));
   std::optional<std::vector<float>> truth;
   bool refused = false;
-  const auto simd = kernels_avx2() != nullptr ? kernels_avx2() : kernels_ref();
+  const Kernels* simd = kernels_named("auto");
   const int most = program.shape.max_tokens;
   const Way ways[] = {{kernels_ref(), 1, 1, 1},
                       {simd, static_cast<int>(in.between(1, 3)), static_cast<int>(in.between(0, 2)),

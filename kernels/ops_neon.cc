@@ -1,0 +1,165 @@
+// NEON element-wise operations and the kernel tables of these ISAs.
+#include <arm_neon.h>
+#include <math.h>
+
+#include "kernels/canonical.h"
+#include "kernels/kernels.h"
+
+namespace edge_rt {
+
+MatmulKernel matmul_float_neon(int format);  // matmul_*neon.cc; null: not among theirs
+MatmulKernel matmul_blocks_neon(int format);
+MatmulKernel matmul_blocks_dotprod_neon(int format);
+MatmulKernel matmul_blocks_i8mm_neon(int format);
+
+namespace {
+
+struct Eight {
+  float32x4_t low, high;
+};
+
+void quantize_neon(const float* x, int n, int8_t* codes, float* scales, int16_t* sums) {
+  for (int b = 0; b < n / kBlockColumns; ++b, x += kBlockColumns, codes += kBlockColumns) {
+    float32x4_t v[8], peaks = vdupq_n_f32(0);
+    for (int i = 0; i < 8; ++i) {
+      v[i] = vld1q_f32(x + 4 * i);
+      const float32x4_t size = vabsq_f32(v[i]);
+      peaks = vbslq_f32(vcgtq_f32(size, peaks), size, peaks);  // a NaN leaves peaks as they are
+    }
+    const float d = vmaxvq_f32(peaks) / 127.0f;
+    const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+    const int32x4_t high = vdupq_n_s32(127), low = vdupq_n_s32(-127);
+    int16x8_t q[4];
+    for (int i = 0; i < 4; ++i) {  // the conversion makes 0 of a NaN and saturates
+      const int32x4_t c0 = vcvtnq_s32_f32(vmulq_n_f32(v[2 * i], inverse));
+      const int32x4_t c1 = vcvtnq_s32_f32(vmulq_n_f32(v[2 * i + 1], inverse));
+      q[i] = vcombine_s16(vmovn_s32(vmaxq_s32(vminq_s32(c0, high), low)),
+                          vmovn_s32(vmaxq_s32(vminq_s32(c1, high), low)));
+    }
+    for (int h = 0; h < 2; ++h) {
+      vst1q_s8(codes + 16 * h, vcombine_s8(vmovn_s16(q[2 * h]), vmovn_s16(q[2 * h + 1])));
+      sums[2 * b + h] = vaddvq_s16(vaddq_s16(q[2 * h], q[2 * h + 1]));
+    }
+    scales[b] = d;
+  }
+}
+
+void rms_norm_neon(const float* x, const float* weight, int n, float eps, float* y) {
+  Eight acc = {vdupq_n_f32(0), vdupq_n_f32(0)};
+  const int whole = n & ~7;
+  for (int j = 0; j < whole; j += 8) {
+    const float32x4_t low = vld1q_f32(x + j), high = vld1q_f32(x + j + 4);
+    acc = {vfmaq_f32(acc.low, low, low), vfmaq_f32(acc.high, high, high)};
+  }
+  float lane[8];
+  vst1q_f32(lane, acc.low);
+  vst1q_f32(lane + 4, acc.high);
+  for (int j = whole; j < n; ++j) lane[j % 8] = __builtin_fmaf(x[j], x[j], lane[j % 8]);
+  const float r = 1.0f / sqrtf(reduce8(lane) / (float)n + eps);
+  for (int j = 0; j < whole; j += 4)
+    vst1q_f32(y + j, vmulq_f32(vmulq_n_f32(vld1q_f32(x + j), r), vld1q_f32(weight + j)));
+  for (int j = whole; j < n; ++j) y[j] = x[j] * r * weight[j];
+}
+
+float32x4_t exp4(float32x4_t x) {  // canonical_exp, four at a time
+  const uint32x4_t vanish = vcltq_f32(x, vdupq_n_f32(kExpLowest));
+  x = vminq_f32(x, vdupq_n_f32(kExpHighest));  // a NaN stays one
+  const float32x4_t n = vrndnq_f32(vmulq_n_f32(x, kLog2E));
+  float32x4_t r = vfmaq_f32(x, n, vdupq_n_f32(-kLn2High));
+  r = vfmaq_f32(r, n, vdupq_n_f32(-kLn2Low));
+  float32x4_t p = vdupq_n_f32(kExpPolynomial[0]);
+  for (int i = 1; i < kExpTerms; ++i) p = vfmaq_f32(vdupq_n_f32(kExpPolynomial[i]), p, r);
+  p = vfmaq_f32(vdupq_n_f32(1.0f), p, r);
+  const uint32x4_t shifted = vshlq_n_u32(vreinterpretq_u32_s32(vcvtq_s32_f32(n)), 23);
+  return vreinterpretq_f32_u32(vbicq_u32(vaddq_u32(vreinterpretq_u32_f32(p), shifted), vanish));
+}
+
+void silu_gate_neon(float* gate, const float* up, int n) {
+  const int whole = n & ~3;
+  for (int j = 0; j < whole; j += 4) {
+    const float32x4_t g = vld1q_f32(gate + j);
+    const float32x4_t below = vaddq_f32(vdupq_n_f32(1.0f), exp4(vnegq_f32(g)));
+    vst1q_f32(gate + j, vmulq_f32(vdivq_f32(g, below), vld1q_f32(up + j)));
+  }
+  for (int j = whole; j < n; ++j) gate[j] = canonical_silu_gate(gate[j], up[j]);
+}
+
+void gelu_gate_neon(float* gate, const float* up, int n) {
+  const float32x4_t one = vdupq_n_f32(1.0f);
+  const int whole = n & ~3;
+  for (int j = 0; j < whole; j += 4) {
+    const float32x4_t g = vld1q_f32(gate + j);
+    const float32x4_t inner = vfmaq_f32(one, vdupq_n_f32(kGeluCubic), vmulq_f32(g, g));
+    const float32x4_t twice_u = vmulq_n_f32(vmulq_f32(g, inner), kGeluTwice);
+    const float32x4_t below = vaddq_f32(one, exp4(vnegq_f32(twice_u)));
+    vst1q_f32(gate + j, vmulq_f32(vdivq_f32(g, below), vld1q_f32(up + j)));
+  }
+  for (int j = whole; j < n; ++j) gate[j] = canonical_gelu_gate(gate[j], up[j]);
+}
+
+float32x4_t tanh4(float32x4_t x) {  // canonical_tanh, four at a time
+  const float32x4_t one = vdupq_n_f32(1.0f), size = vabsq_f32(x), square = vmulq_f32(x, x);
+  float32x4_t p = vdupq_n_f32(kTanhSeries[0]);
+  for (int i = 1; i < kTanhTerms; ++i) p = vfmaq_f32(vdupq_n_f32(kTanhSeries[i]), p, square);
+  const float32x4_t e = exp4(vmulq_n_f32(size, -2.0f));
+  const float32x4_t far = vdivq_f32(vsubq_f32(one, e), vaddq_f32(one, e));
+  const float32x4_t signed_far = vbslq_f32(vdupq_n_u32(0x80000000u), x, far);
+  const uint32x4_t near = vcltq_f32(size, vdupq_n_f32(kTanhSeriesEnd));
+  return vbslq_f32(near, vmulq_f32(p, x), signed_far);
+}
+
+void softcap_neon(float* x, int n, float cap) {
+  const float32x4_t caps = vdupq_n_f32(cap);
+  const int whole = n & ~3;
+  for (int j = 0; j < whole; j += 4)
+    vst1q_f32(x + j, vmulq_f32(tanh4(vdivq_f32(vld1q_f32(x + j), caps)), caps));
+  for (int j = whole; j < n; ++j) x[j] = canonical_softcap(x[j], cap);
+}
+
+void to_half_neon(const float* x, uint16_t* y, int n) {
+  const int whole = n & ~3;
+  for (int j = 0; j < whole; j += 4)
+    vst1_u16(y + j, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x + j))));
+  for (int j = whole; j < n; ++j) y[j] = float_to_half(x[j]);
+}
+
+template <MatmulKernel (*kBlocks)(int)>
+MatmulKernel matmul(int format) {
+  const MatmulKernel found = matmul_float_neon(format);
+  return found != nullptr ? found : kBlocks(format);
+}
+
+// Only the integer products of blocks know more than ARMv8.0. What has no NEON version is the
+// scalar one: attention, the cache in q8_0, rope and sums. Rows stay as in the file.
+Kernels table(const char* name, MatmulKernel (*matmul_of)(int)) {
+  Kernels table = *kernels_ref();
+  table.name = name;
+  table.matmul = matmul_of;
+  table.quantize = quantize_neon;
+  table.rms_norm = rms_norm_neon;
+  table.silu_gate = silu_gate_neon;
+  table.gelu_gate = gelu_gate_neon;
+  table.softcap = softcap_neon;
+  table.to_half = to_half_neon;
+  table.interleave = nullptr;
+  return table;
+}
+
+}  // namespace
+
+const Kernels* kernel_table_neon() {
+  static const Kernels kTable = table("neon", matmul<matmul_blocks_neon>);
+  return &kTable;
+}
+
+const Kernels* kernel_table_dotprod_neon() {
+  static const Kernels kTable = table("neon_dotprod", matmul<matmul_blocks_dotprod_neon>);
+  return &kTable;
+}
+
+const Kernels* kernel_table_i8mm_neon() {
+  static const Kernels kTable = table("neon_i8mm", matmul<matmul_blocks_i8mm_neon>);
+  return &kTable;
+}
+
+}  // namespace edge_rt
