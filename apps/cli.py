@@ -25,6 +25,7 @@ import typer
 
 from edge_rt.apps.bench import bench
 from edge_rt.apps.chat import chat
+from edge_rt.apps.doctor import doctor
 from edge_rt.apps.generate import generate
 from edge_rt.apps.inspect import inspect
 from edge_rt.apps.list import list_models
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (chat, generate, ppl, plan, bench, inspect, pull):
+for command in (chat, generate, ppl, plan, doctor, bench, inspect, pull):
     app.command()(command)
 app.command("list")(list_models)
 

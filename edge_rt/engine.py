@@ -31,7 +31,10 @@ from edge_rt.generation import Completion
 from edge_rt.library import find_model
 from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.lowering import build_program
-from edge_rt.planner import Plan, Planner, Settings, default_threads, reusable
+from edge_rt.machine.host import drive_of, usable_cores
+from edge_rt.machine.rates import Rates
+from edge_rt.plan import Plan, Settings
+from edge_rt.planner import Planner, reusable
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS
 from edge_rt.runtime._runtime import (
@@ -118,7 +121,16 @@ def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Pl
             return file.read(tensor.offset, tensor.n_bytes)
 
     with source.named():
-        return source, Planner(source, build_program(source, read_floats), file.alignment), file
+        program = build_program(source, read_floats)
+        return source, Planner(source, program, file.alignment, rates_for(file)), file
+
+
+def rates_for(file: File) -> Rates:
+    """What was measured of this machine and of the drive that ``file`` lies on."""
+    try:
+        return Rates(drive_of(file.path))
+    except OSError:  # moved away since it was opened
+        return Rates()
 
 
 def make_settings(
@@ -142,7 +154,8 @@ def make_settings(
     return Settings(
         budget=parse_size(ram) if ram is not None else available_bytes() * 9 // 10,
         ctx=ctx,
-        n_threads=threads or default_threads(),
+        n_threads=threads or usable_cores(),
+        threads_open=threads is None,
         kv_half=kv == "f16",
         weight_cap=None if weight_cap is None else _parse_cap(weight_cap),
     )
@@ -377,7 +390,8 @@ class Engine:
 
     def learn(self, steps: int, seconds: float, stall_s: float) -> None:
         """Keep the rates of a decoding run for later forecasts."""
-        learn(self._planner, self._plan, steps, seconds, stall_s)
+        position = max(0, len(self._history) - steps // 2)
+        learn(self._planner, self._plan, position, steps, seconds, stall_s)
 
     # -- passes ---------------------------------------------------------------------------------
 

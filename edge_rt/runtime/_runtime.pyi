@@ -130,6 +130,9 @@ class Runtime:
 
 def matmul_scratch_bytes(n_cols: int) -> int: ...
 def isa_name(isa: str) -> str: ...
+def measure_memory(n_threads: int, bytes: int, seconds: float) -> float:
+    """Bytes per second that threads read from memory."""
+
 def malloc_trim() -> None: ...
 
 class Kept:

@@ -1,0 +1,167 @@
+"""How fast this machine computes: small made-up models, run as every model is run.
+
+What is timed is planned, assembled, loaded and executed by the same code as a real model, so that
+a rate has everything in it that a pass has: the layout of resident weights, the split over threads,
+the barriers. Their weights are a few MiB of random bytes in memory that all matrices share on
+"disk" and that every matrix has a copy of in the arena.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from edge_rt.assemble import assemble
+from edge_rt.errors import StorageError
+from edge_rt.flash_io._flash_io import File
+from edge_rt.loaders.source import TensorInfo, WeightSource
+from edge_rt.lowering import build_program
+from edge_rt.plan import Settings
+from edge_rt.planner import Planner
+from edge_rt.program import LAYERS
+from edge_rt.quant.blocks import FORMATS, BlockFormat
+from edge_rt.runtime._runtime import Arena, isa_name
+from edge_rt.sizes import GIB, KIB, MIB
+
+_FILE_BYTES = 8 * MIB  # no matrix is larger
+WEIGHT_BYTES = 48 * MIB  # of a large one: more than most last-level caches hold
+_CTX = 1088
+POSITION = 1023  # where attention is timed
+PREFILL_TOKENS = 64
+_VOCAB = 512
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A llama of one format: ``heads`` of 64 columns in groups of ``group`` that share keys."""
+
+    format: BlockFormat
+    layers: int
+    hidden: int
+    ffn: int
+    group: int = 4
+
+    @property
+    def n_weights(self) -> int:
+        """Weights of the layers' matrices."""
+        attention = 2 * self.hidden * self.hidden * (1 + 1 / self.group)
+        return self.layers * (int(attention) + 3 * self.hidden * self.ffn)
+
+
+def large(format: BlockFormat) -> Shape:
+    """About `WEIGHT_BYTES` in ``format``."""
+    bits = 8 * format.block_bytes / format.block_elements
+    hidden = 2048 if bits <= 16 else 1024
+    ffn = min(8192, int(_FILE_BYTES * 8 / bits / hidden) // 256 * 256)
+    one = Shape(format, 1, hidden, ffn)
+    per_layer = one.n_weights * bits / 8
+    return Shape(format, max(1, round(WEIGHT_BYTES / per_layer)), hidden, ffn)
+
+
+def small(layers: int) -> Shape:
+    """Hardly any weights: what it takes is the steps'."""
+    return Shape(FORMATS[8], layers, 512, 256)
+
+
+def attention_work(shape: Shape) -> int:
+    """Columns of all heads times positions, over the layers, of a token at `POSITION`."""
+    return shape.layers * shape.hidden * (POSITION + 1)
+
+
+@contextmanager
+def random_file() -> Iterator[File]:
+    """A file in memory whose bytes are sane numbers in every format: no NaN, nothing subnormal."""
+    fd = os.memfd_create("edge-rt-probe", os.MFD_CLOEXEC)
+    try:
+        sane = bytes((b & 0x80) | 0x30 | (b & 0x0F) for b in range(256))
+        piece = os.urandom(64 * KIB).translate(sane)
+        for _ in range(_FILE_BYTES // len(piece)):
+            os.write(fd, piece)
+        yield File([f"/proc/self/fd/{fd}"])
+    except OSError as error:
+        raise StorageError(f"cannot measure the kernels: {error.strerror}") from error
+    finally:
+        os.close(fd)
+
+
+class Probe:
+    """A made-up model, loaded and ready to be timed."""
+
+    def __init__(self, shape: Shape, file: File, n_threads: int, kv: str = "f16") -> None:
+        self.shape = shape
+        self.n_threads = n_threads
+        source = _source(shape, file)
+        planner = Planner(source, build_program(source, _no_floats), file.alignment)
+        settings = Settings(64 * GIB, _CTX, n_threads, kv_half=kv == "f16")
+        plan = planner.plan(settings)
+        self._arena = Arena(plan.arena_bytes)
+        isa = isa_name(os.environ.get("EDGE_RT_ISA", "auto"))
+        self._runtime = assemble(planner, plan, self._arena, file, isa, "pread")
+        runs = [(run.file_offset, run.n_bytes, run.arena_offset) for run in plan.runs]
+        self._runtime.load(runs, None)
+        self.weight_bytes = sum(m.n_bytes for m in planner.program.matrices if m.segment == LAYERS)
+        self.pass_tokens = min(PREFILL_TOKENS, plan.pass_tokens)
+
+    def close(self) -> None:
+        self._runtime.close()
+        del self._runtime, self._arena
+
+    def seconds(self, n_tokens: int, position: int, at_least: float) -> list[float]:
+        """Times of passes of ``n_tokens`` from ``position`` on, for ``at_least`` seconds or so."""
+        tokens = [i % _VOCAB for i in range(n_tokens)]
+        times: list[float] = []
+        end = time.perf_counter() + at_least
+        while len(times) < 4 or time.perf_counter() < end:
+            self._runtime.plan([LAYERS])
+            begin = time.perf_counter()
+            self._runtime.run(tokens, position, with_head=False)
+            times.append(time.perf_counter() - begin)
+        return times[1:]  # the first one finds cold caches and sleeping threads
+
+
+def _no_floats(tensor: TensorInfo) -> bytes:
+    raise AssertionError(tensor.name)  # only rope factors are read, and there are none
+
+
+def _source(shape: Shape, file: File) -> WeightSource:
+    source = WeightSource("a made-up model", (), file.size)
+    numbers = {
+        "block_count": shape.layers,
+        "embedding_length": shape.hidden,
+        "feed_forward_length": shape.ffn,
+        "attention.head_count": shape.hidden // 64,
+        "attention.head_count_kv": shape.hidden // 64 // shape.group,
+        "context_length": _CTX,
+    }
+    source.metadata = {"general.architecture": "llama"}
+    source.metadata |= {f"llama.{key}": value for key, value in numbers.items()}
+    source.metadata["llama.attention.layer_norm_rms_epsilon"] = 1e-5
+    kv = shape.hidden // shape.group
+    matrices = {
+        "attn_q": (shape.hidden, shape.hidden),
+        "attn_k": (kv, shape.hidden),
+        "attn_v": (kv, shape.hidden),
+        "attn_output": (shape.hidden, shape.hidden),
+        "ffn_gate": (shape.ffn, shape.hidden),
+        "ffn_up": (shape.ffn, shape.hidden),
+        "ffn_down": (shape.hidden, shape.ffn),
+    }
+    f32 = FORMATS[0]
+
+    def add(name: str, format: BlockFormat, *dimensions: int) -> None:
+        n_bytes = format.row_bytes(dimensions[-1])
+        for n in dimensions[:-1]:
+            n_bytes *= n
+        source.tensors[name] = TensorInfo(name, dimensions, format, format.name, 0, n_bytes)
+
+    add("token_embd.weight", f32, _VOCAB, shape.hidden)
+    add("output_norm.weight", f32, shape.hidden)
+    for layer in range(shape.layers):
+        for norm in ("attn_norm", "ffn_norm"):
+            add(f"blk.{layer}.{norm}.weight", f32, shape.hidden)
+        for name, dimensions in matrices.items():
+            add(f"blk.{layer}.{name}.weight", shape.format, *dimensions)
+    return source
