@@ -11,6 +11,7 @@ import typer
 from edge_rt.apps import options as o
 from edge_rt.sizes import KIB, format_size
 
+_BUSY = 0.3  # of the cores: rates are no longer the machine's own
 _MOST_RATE_THREADS = 8  # kernels are measured with 1, 2, 4, 8 and all threads
 
 
@@ -68,6 +69,7 @@ def examine(path: str, refresh: bool) -> dict[str, Any]:
     from edge_rt.process import peak_resident_bytes
 
     cores, memory = host.cores(), host.memory()
+    busy, n_cores = cores["busy"], cores["online"]
     drive = host.drive_of(path)
     with file_on(path) as file:
         rates = rates_for(file)
@@ -102,6 +104,11 @@ def examine(path: str, refresh: bool) -> dict[str, Any]:
             cached = False
         measure_kernels(rates, n, MAIN_FORMATS, said=_say_on_terminal)
     _clear_terminal()
+    if not cached and busy > _BUSY * n_cores:
+        o.say(
+            f"others were busy on {busy:.1f} of {n_cores} cores: the rates are what they left; "
+            "--refresh measures again"
+        )
     return {
         "cached": cached,
         "cores": cores,

@@ -9,7 +9,8 @@ too. The two overlap all the time, so the slower one sets the pace:
     reads   = bytes read ÷ rate of the drive at the stream's request size and depth
     step    = max(compute, reads) + the embedding row
 
-A pass over a prompt is the same with its multiplications ÷ the rate of prefill. Every rate has an
+In a pass over a prompt the weights take what unpacking them takes, and for each token its
+multiplications ÷ the rate of prefill. Every rate has an
 interval, and so has what comes out; what was not measured here has a wide one.
 """
 
@@ -28,6 +29,7 @@ from edge_rt.sizes import KIB, MIB
 # Assumed where nothing was measured: an SD card to NVMe, a phone's core to a desktop's.
 _ASSUMED_SECONDS, _ASSUMED_BYTES_S = 1e-4, 1.5e9  # of a request, of a drive
 _ASSUMED_DECODE: Final = Rate(3e9, 10e9, 30e9)
+_ASSUMED_PASS: Final = Rate(3e9, 10e9, 30e9)
 _ASSUMED_PREFILL: Final = Rate(5e9, 50e9, 300e9)
 _ASSUMED_ATTENTION: Final = Rate(0.5e9, 3e9, 10e9)
 _ASSUMED_STEP: Final = Rate(2e-6, 2e-5, 2e-4)
@@ -78,7 +80,8 @@ class Performance:
         self._layer = self._kernel(_ASSUMED_STEP, "layer")
         self._attention = self._kernel(_ASSUMED_ATTENTION, "attention", kv)
         self._weights: list[Rate] = []  # seconds of decoding, by segment
-        self._products: list[Rate] = []  # seconds of prefill per token, by segment
+        self._unpacking = NOTHING  # seconds of a pass of several tokens through the layers: at all,
+        self._products = NOTHING  # and for each of them
         for segment in (LAYERS, HEAD):
             n_bytes: dict[str, int] = {}
             n_weights: dict[str, int] = {}
@@ -87,12 +90,14 @@ class Performance:
                     name = m.format.name
                     n_bytes[name] = n_bytes.get(name, 0) + m.n_bytes
                     n_weights[name] = n_weights.get(name, 0) + m.n_rows * m.n_cols
-            decode, prefill = NOTHING, NOTHING
-            for name in n_bytes:
-                decode += self._format(_ASSUMED_DECODE, "decode", name).seconds(n_bytes[name])
-                prefill += self._format(_ASSUMED_PREFILL, "prefill", name).seconds(n_weights[name])
+            decode = NOTHING
+            for name, n in n_bytes.items():
+                decode += self._format(_ASSUMED_DECODE, "decode", name).seconds(n)
+                if segment == LAYERS:
+                    self._unpacking += self._format(_ASSUMED_PASS, "pass", name).seconds(n)
+                    rate = self._format(_ASSUMED_PREFILL, "prefill", name)
+                    self._products += rate.seconds(n_weights[name])
             self._weights.append(decode)
-            self._products.append(prefill)
 
     # -- rates ----------------------------------------------------------------------------------
 
@@ -162,9 +167,7 @@ class Performance:
     def prompt_pass(self, stream: Stream, position: int, n_tokens: int) -> Times:
         """A pass over ``n_tokens`` of a prompt through the layers."""
         compute = self._token + self._layer * self.program.hyper.n_layers
-        # A product of few tokens takes at least what reading the weights takes.
-        products = self._products[LAYERS] * n_tokens
-        compute += _most(products, self._weights[LAYERS])
+        compute += _most(self._unpacking + self._products * n_tokens, self._weights[LAYERS])
         compute += self._attention.seconds(self.attention_work(position, n_tokens))
         return self._overlapped(compute, stream, stream.layer_bytes, n_tokens)
 
@@ -179,10 +182,13 @@ class Performance:
 
     def prompt(self, stream: Stream, n_tokens: int, pass_tokens: int) -> Rate:
         """Seconds to the first token after a prompt, with the engine open."""
+        n_whole, rest = divmod(n_tokens, pass_tokens)
         total = NOTHING
-        for start in range(0, n_tokens, pass_tokens):
-            count = min(pass_tokens, n_tokens - start)
-            total += self.prompt_pass(stream, start, count).total
+        if n_whole:  # what differs, attention, grows evenly: the middle one stands for all
+            middle = pass_tokens * (n_whole - 1) // 2
+            total += self.prompt_pass(stream, middle, pass_tokens).total * n_whole
+        if rest:
+            total += self.prompt_pass(stream, n_tokens - rest, rest).total
         head = _most(self._weights[HEAD], self._head_reads(stream))
         return total + head
 

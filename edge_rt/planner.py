@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 
 from edge_rt import budget
 from edge_rt.chat.source import find_template
@@ -86,7 +87,8 @@ class Planner:
             return pass_tokens * (width + width // 32 * 8)
         return pass_tokens * width * 4
 
-    def _scratch_bytes(self) -> int:
+    @cached_property
+    def _scratch(self) -> int:
         from edge_rt.runtime._runtime import matmul_scratch_bytes
 
         widest = max(m.n_cols for m in self.program.matrices)
@@ -105,7 +107,7 @@ class Planner:
 
     def _activation_bytes(self, settings: Settings, pass_tokens: int, logit_rows: int) -> int:
         working = self._buffers_bytes(self._working(), pass_tokens, logit_rows)
-        working += self._scratch_bytes() * settings.n_threads
+        working += self._scratch * settings.n_threads
         candidates = align_up(self.program.n_vocab * _CANDIDATE_BYTES, 64)
         kept = self._buffers_bytes((X, LOGITS), pass_tokens, logit_rows)
         return align_up(kept + max(working, candidates), PAGE)
@@ -114,7 +116,8 @@ class Planner:
         rows = sum(kv_positions(self.program, settings.ctx))
         return align_up(rows * self.program.kv_row_bytes(2 if settings.kv_half else 4), PAGE)
 
-    def _vector_bytes(self) -> int:
+    @cached_property
+    def _vectors(self) -> int:
         return sum(align_up(4 * v.n, 64) for v in self.program.vectors.values())
 
     def _min_ring_bytes(self) -> int:
@@ -138,7 +141,7 @@ class Planner:
         return {
             "interpreter": interpreter + self._chat_bytes(settings) + settings.reserved,
             "tokenizer": tokenizer,
-            "weights": align_up(self._vector_bytes(), PAGE),
+            "weights": align_up(self._vectors, PAGE),
             "ring": ring,
             "kv": self._kv_bytes(settings),
             "activations": self._activation_bytes(settings, pass_tokens, logit_rows),
@@ -235,17 +238,17 @@ class Planner:
         while passes[-1] < most:
             passes.append(passes[-1] * 2)
 
-        def seconds(pass_tokens: int, ring: int) -> float:
+        model = self.performance(settings)
+        prompt = min(TYPICAL_PROMPT, settings.ctx)
+
+        def request(pass_tokens: int, ring: int) -> float:
             room = self._room(settings, limit, pass_tokens, logit_rows, ring)
             stream = self._stream_for(self._capped(settings, room), ring)
-            model = self.performance(settings)
-            prompt = min(TYPICAL_PROMPT, settings.ctx)
             step = model.step(stream, _TYPICAL_POSITION).total.mid
-            first = model.prompt(stream, prompt, pass_tokens).mid
-            return first + _TYPICAL_ANSWER * step
+            return model.prompt(stream, prompt, pass_tokens).mid + _TYPICAL_ANSWER * step
 
-        ring = _cheapest([(n, seconds(passes[0], n)) for n in rings])
-        pass_tokens = _cheapest([(n, seconds(n, ring)) for n in passes])
+        ring = _cheapest([(n, request(passes[0], n)) for n in rings])
+        pass_tokens = _cheapest([(n, request(n, ring)) for n in passes])
         return pass_tokens, logit_rows, ring
 
     def _stream_for(self, room: int, ring: int) -> Stream:
@@ -319,7 +322,7 @@ class Planner:
         for name in (X, LOGITS, *self._working()):
             n_bytes = self._buffer_bytes(name, plan.pass_tokens, plan.logit_rows)
             plan.buffers[name] = take(n_bytes, 64)
-        plan.scratch_bytes = self._scratch_bytes()
+        plan.scratch_bytes = self._scratch
         plan.scratch_offset = take(plan.scratch_bytes * settings.n_threads, 64)
         plan.candidates_offset = min(plan.buffers[name] for name in self._working())
         at = max(at, plan.candidates_offset + self.program.n_vocab * _CANDIDATE_BYTES)

@@ -47,11 +47,12 @@ class Tiles:
             self.of_matrix.append(self._cut(index, matrix))
             self.of_segment[matrix.segment].extend(self.of_matrix[-1])
         self.all = self.of_segment[0] + self.of_segment[1]
-        self._by_offset = sorted(self.all, key=lambda t: t.file_offset)
+        order = sorted(enumerate(self.all), key=lambda pair: pair[1].file_offset)
+        self._by_offset = [(index, t.file_offset, t.n_bytes) for index, t in order]
         charges = [self.charge(t.file_offset, t.n_bytes) for t in self.all]
         self.n_bytes = sum(charges)  # streamed, all of them
         self.largest = max(charges)
-        self.whole = self.resident_charge(set(self.all))  # resident, all of them
+        self.whole = self._kept_bytes(bytearray(b"\1") * len(self.all))  # resident, all of them
 
     def _cut(self, index: int, matrix: MatrixUse) -> list[Tile]:
         rows = max(8, self.tile_bytes // matrix.row_bytes // 8 * 8)
@@ -78,15 +79,15 @@ class Tiles:
         """
         costs = self._costs(slowness)
         low, high = 0.0, 1 / min(costs)  # streams hardly anything, everything
-        best: set[Tile] = set()
+        best = bytearray(len(self.all))
         for _ in range(14):
             middle = (low + high) / 2
             chosen = self._spread(middle, costs)
-            if self.resident_charge(chosen) <= room:
+            if self._kept_bytes(chosen) <= room:
                 high, best = middle, chosen
             else:
                 low = middle
-        return best
+        return {tile for tile, kept in zip(self.all, best, strict=True) if kept}
 
     def _costs(self, slowness: Callable[[str], float]) -> list[float]:
         """How much longer than the average byte one of each matrix takes to compute with."""
@@ -95,33 +96,39 @@ class Tiles:
         seconds = sum(m.n_bytes * per_byte[m.format.name] for m in self.program.matrices)
         return [per_byte[m.format.name] * total / seconds for m in self.program.matrices]
 
-    def _spread(self, streamed: float, costs: list[float]) -> set[Tile]:
-        """All but ``streamed`` bytes for the time that an average one is computed with, by error
-        diffusion: reads come in step with computing, never in a lump."""
-        due, chosen = 0.5, set()
-        for tile in self.all:
-            due += min(1.0, streamed * costs[tile.matrix]) * tile.n_bytes
+    def _spread(self, streamed: float, costs: list[float]) -> bytearray:
+        """Which tiles, of `all`, stay: all but ``streamed`` bytes for the time that an average one
+        is computed with, by error diffusion. Reads come in step with computing, never in a lump."""
+        shares = [min(1.0, streamed * cost) for cost in costs]
+        due, kept = 0.5, bytearray(len(self.all))
+        for index, tile in enumerate(self.all):
+            due += shares[tile.matrix] * tile.n_bytes
             if due >= tile.n_bytes:
                 due -= tile.n_bytes
             else:
-                chosen.add(tile)
-        return chosen
+                kept[index] = 1
+        return kept
+
+    def _kept_bytes(self, kept: bytearray) -> int:
+        """Bytes of the aligned extents of the tiles of `all` that are ``kept``."""
+        total, start, end = 0, 0, 0
+        for index, offset, n_bytes in self._by_offset:
+            if kept[index]:
+                if offset != end:
+                    total += self.charge(start, end - start) if end else 0
+                    start = offset
+                end = offset + n_bytes
+        return total + (self.charge(start, end - start) if end else 0)
 
     def merged(self, tiles: set[Tile]) -> list[list[Tile]]:
         """Tiles that follow each other in the file, as runs that are read and kept as one."""
         runs: list[list[Tile]] = []
-        for tile in self._by_offset:
-            if tile not in tiles:
-                continue
+        for tile in sorted(tiles, key=lambda t: t.file_offset):
             if runs and runs[-1][-1].file_offset + runs[-1][-1].n_bytes == tile.file_offset:
                 runs[-1].append(tile)
             else:
                 runs.append([tile])
         return runs
-
-    def resident_charge(self, tiles: set[Tile]) -> int:
-        """Bytes of the aligned extents of ``tiles``, kept."""
-        return sum(self.charge(*extent(run)) for run in self.merged(tiles))
 
 
 def extent(run: list[Tile]) -> tuple[int, int]:

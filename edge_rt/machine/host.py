@@ -110,8 +110,19 @@ def cores(root: Path = _ROOT) -> dict[str, Any]:
         "efficiency": efficient,
         "quota": core_quota(root),
         "usable": usable_cores(),
+        "busy": busy_cores(root),
         "caches": caches(root),
     }
+
+
+def busy_cores(root: Path = _ROOT) -> float:
+    """Cores' worth of work that others have had on average over the last minute, 0 where the system
+    does not say."""
+    text = _text(root / "proc/loadavg").partition(" ")[0]
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def caches(root: Path = _ROOT) -> dict[str, int]:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from edge_rt.flash_io._flash_io import File
-from edge_rt.machine.probe import POSITION, Probe, attention_work, large, random_file, small
+from edge_rt.machine.probe import (
+    FEW_TOKENS,
+    MANY_TOKENS,
+    POSITION,
+    Probe,
+    attention_work,
+    large,
+    random_file,
+    small,
+)
 from edge_rt.machine.rates import Rate, Rates
 from edge_rt.quant.blocks import FORMATS
 from edge_rt.runtime._runtime import measure_memory
@@ -54,7 +63,7 @@ def _steps(file: File, n_threads: int, seconds: float) -> dict[str, Any]:
     times = []
     for layers in (_FEW, _MANY):
         probe = Probe(small(layers), file, n_threads)
-        times.append(Rate.of(probe.seconds(1, 0, seconds)))
+        times.append(Rate.of_times(probe.seconds(1, 0, seconds)))
         probe.close()
     few, many = times
     layer = [
@@ -71,8 +80,8 @@ def _steps(file: File, n_threads: int, seconds: float) -> dict[str, Any]:
 def _attention(file: File, n_threads: int, kv: str, seconds: float) -> Rate:
     """Columns of all heads times positions per second."""
     probe = Probe(small(_MANY), file, n_threads, kv)
-    near = Rate.of(probe.seconds(1, 0, seconds))
-    far = Rate.of(probe.seconds(1, POSITION, seconds))
+    near = Rate.of_times(probe.seconds(1, 0, seconds))
+    far = Rate.of_times(probe.seconds(1, POSITION, seconds))
     probe.close()
     work = attention_work(probe.shape)
     base = near.mid
@@ -80,22 +89,30 @@ def _attention(file: File, n_threads: int, kv: str, seconds: float) -> Rate:
 
 
 def _format(rates: Rates, file: File, n_threads: int, name: str, seconds: float) -> dict[str, Any]:
-    """Bytes per second of decoding and multiplications per second of prefill, steps left out."""
+    """Bytes per second of decoding; of a pass over several tokens what it takes at all (bytes per
+    second) and for each token (multiplications per second). Steps are left out."""
     (format,) = (f for f in FORMATS.values() if f.name == name)
     probe = Probe(large(format), file, n_threads)
-    decode = Rate.of(probe.seconds(1, 0, seconds))
-    prefill = Rate.of(probe.seconds(probe.pass_tokens, 0, seconds))
+    decode = Rate.of_times(probe.seconds(1, 0, seconds))
+    few = Rate.of_times(probe.seconds(FEW_TOKENS, 0, seconds))
+    many = Rate.of_times(probe.seconds(MANY_TOKENS, 0, seconds))
     probe.close()
     layer, token = rates.kernel(n_threads, "layer"), rates.kernel(n_threads, "token")
     steps = (token.mid if token else 0) + (layer.mid if layer else 0) * probe.shape.layers
 
-    def rate(work: float, times: Rate) -> list[float]:
-        low, mid, high = (max(t - steps, 0.2 * t) for t in (times.low, times.mid, times.high))
+    def rate(work: float, share: float, times: Rate) -> list[float]:
+        """Of the ``share`` of ``times`` that ``work`` takes."""
+        low, mid, high = (
+            share * max(t - steps, 0.5 * t) for t in (times.low, times.mid, times.high)
+        )
         return Rate(work / high, work / mid, work / low).stored()
 
+    each = (many.mid - few.mid) / (MANY_TOKENS - FEW_TOKENS) * MANY_TOKENS / many.mid
+    each = min(0.95, max(0.5, each))  # the share of the longer pass that its tokens take
     return {
-        "decode": {name: rate(probe.weight_bytes, decode)},
-        "prefill": {name: rate(probe.pass_tokens * probe.shape.n_weights, prefill)},
+        "decode": {name: rate(probe.weight_bytes, 1, decode)},
+        "pass": {name: rate(probe.weight_bytes, 1 - each, many)},
+        "prefill": {name: rate(MANY_TOKENS * probe.shape.n_weights, each, many)},
     }
 
 

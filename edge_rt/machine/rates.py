@@ -44,6 +44,14 @@ class Rate:
         cut = 0 if n < 4 else n // 4
         return cls(ordered[cut], ordered[n // 2], ordered[n - 1 - cut])
 
+    @classmethod
+    def of_times(cls, samples: list[float]) -> Rate:
+        """Seconds that something takes on this machine: what others do to it at times only adds, so
+        the first quartile stands for it, between the least and the third quartile."""
+        ordered = sorted(samples)
+        n = len(ordered)
+        return cls(ordered[0], ordered[n // 4], ordered[3 * n // 4])
+
     def seconds(self, work: float) -> Rate:
         """The time that ``work`` takes at this rate."""
         return Rate(work / self.high, work / self.mid, work / self.low)
@@ -143,9 +151,10 @@ class Rates:
         return sorted(int(name) for name in found if name.isdigit() and 0 < int(name) <= 64)
 
     def kernel(self, n_threads: int, *name: str) -> Rate | None:
-        """``("decode", FORMAT)`` and ``("prefill", FORMAT)``: weights in bytes and multiplications
-        per second. ``("attention", KV)``: columns of all heads times positions per second.
-        ``("token",)`` and ``("layer",)``: seconds that they take besides."""
+        """``("decode", FORMAT)``: bytes of weights per second. ``("pass", FORMAT)`` and
+        ``("prefill", FORMAT)``, which add up: bytes per second of a pass over several tokens, and
+        their multiplications per second. ``("attention", KV)``: columns of all heads times
+        positions per second. ``("token",)`` and ``("layer",)``: seconds that they take besides."""
         data: dict[str, Any] = self._kernels(n_threads)
         return _rate(_dig(data, *name[:-1]).get(name[-1]))
 
