@@ -15,6 +15,7 @@ from edge_rt.machine.probe import (
     large,
     random_file,
     small,
+    with_heads,
 )
 from edge_rt.machine.rates import Rate, Rates
 from edge_rt.quant.blocks import FORMATS
@@ -79,7 +80,7 @@ def _steps(file: File, n_threads: int, seconds: float) -> dict[str, Any]:
 
 def _attention(file: File, n_threads: int, kv: str, seconds: float) -> Rate:
     """Columns of all heads times positions per second."""
-    probe = Probe(small(_MANY), file, n_threads, kv)
+    probe = Probe(with_heads(), file, n_threads, kv)
     near = Rate.of_times(probe.seconds(1, 0, seconds))
     far = Rate.of_times(probe.seconds(1, POSITION, seconds))
     probe.close()

@@ -63,7 +63,12 @@ def large(format: BlockFormat) -> Shape:
 
 def small(layers: int) -> Shape:
     """Hardly any weights: what it takes is the steps'."""
-    return Shape(FORMATS[8], layers, 512, 256)
+    return Shape(FORMATS[8], layers, 128, 128, 2)
+
+
+def with_heads() -> Shape:
+    """Sixteen heads in each of a few layers: what changes with the position is attention."""
+    return Shape(FORMATS[8], 4, 1024, 256)
 
 
 def attention_work(shape: Shape) -> int:
