@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from edge_rt.apps import options as o
+from edge_rt.errors import EdgeRTError
 from edge_rt.sizes import MIB, format_size
 
 _BAR = 32  # characters of the fastest row
@@ -30,18 +32,19 @@ def plan_json(planner: Any, plan: Any, tokenizer_s: float = 0.0) -> dict[str, An
     }
 
 
-def _measure(planner: Any, file: Any, settings: Any) -> bool:
-    """Measure what the forecast needs and nobody has measured here; whether there was anything."""
+def _measure(planner: Any, file: Any, settings: Any) -> None:
+    """Measure what the forecast needs and nobody has measured here."""
     from edge_rt.machine.missing import is_missing, measure_missing
 
     needed = planner.rates, planner.program, settings.n_threads, settings.kv
     if not is_missing(*needed):
-        return False
+        return
     if sys.stderr.isatty():
         o.say("measuring drive and kernels for the forecast, once (edge-rt doctor measures more)")
-    measure_missing(planner.rates, file, *needed[1:])
+    # A plan does not fail for want of a rate: what cannot be measured is assumed, and said to be.
+    with suppress(EdgeRTError, OSError, MemoryError):
+        measure_missing(planner.rates, file, *needed[1:])
     planner.forget_models()
-    return True
 
 
 def plan(

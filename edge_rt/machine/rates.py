@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ FILE_NAME: Final = "machine.json"
 _VERSION: Final = 1
 _MAX_BYTES: Final = 4 << 20
 _MAX_MACHINES, _MAX_RUNS = 16, 64
+_MOST: Final = 1e18  # of anything per second
 _RUNS_KEPT: Final = 5  # of one model, the latest
 
 
@@ -77,7 +77,7 @@ def _rate(value: object) -> Rate | None:
     """A stored `Rate`, None for anything else."""
     if not isinstance(value, list) or len(value) != 3:
         return None
-    if not all(type(x) in (int, float) and math.isfinite(x) and x > 0 for x in value):
+    if not all(type(x) in (int, float) and 0 < x < _MOST for x in value):
         return None
     low, mid, high = sorted(map(float, value))
     return Rate(low, mid, high)
@@ -88,6 +88,12 @@ def _dig(data: object, *keys: str) -> dict[str, Any]:
     for key in keys:
         data = data.get(key) if isinstance(data, dict) else None
     return data if isinstance(data, dict) else {}
+
+
+def _make(data: dict[str, Any], key: str) -> dict[str, Any]:
+    """The object at ``key``, made where there is none."""
+    found = data[key] = _dig(data, key)
+    return found
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ class Rates:
             return  # another machine's load, not the model's
 
         def change(data: dict[str, Any]) -> None:
-            runs = data["runs"] = _dig(data, "runs")
+            runs = _make(data, "runs")
             kept = _list(runs.pop(run, None))[-_RUNS_KEPT + 1 :]
             runs[run] = [*kept, float(f"{ratio:.4g}")]
             while len(runs) > _MAX_RUNS:
@@ -220,7 +226,7 @@ class Rates:
                 if code.rpartition(" ")[0] == same_build
             }
             data["kernels"] = kept
-            entry = kept.setdefault(self._code, {}).setdefault(str(n_threads), {})
+            entry = _make(_make(kept, self._code), str(n_threads))
             for name, value in found.items():
                 if isinstance(value, dict):
                     entry[name] = _dig(entry, name) | value
@@ -242,8 +248,7 @@ class Rates:
         assert drive is not None
 
         def change(data: dict[str, Any]) -> None:
-            drives = data["drives"] = _dig(data, "drives")
-            by_limit = drives[drive.key] = _dig(drives, drive.key)
+            by_limit = _make(_make(data, "drives"), drive.key)
             by_limit[str(drive.limit)] = {
                 "whole": whole,
                 "cells": [cell.stored() for cell in cells],
@@ -274,7 +279,7 @@ class Rates:
         """Apply ``change`` to what is on the drive now; a cache that cannot be written is no
         error."""
         everything = _read()
-        machines = everything["machines"] = _dig(everything, "machines")
+        machines = _make(everything, "machines")
         data = _dig(machines, self._machine) or self._data
         machines.pop(self._machine, None)
         machines[self._machine] = self._data = data
