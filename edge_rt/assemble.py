@@ -107,7 +107,7 @@ def _set_attention(runtime: Runtime, program: Program, plan: Plan) -> None:
         n_kv_heads=hyper.n_kv_heads,
         head_dim=hyper.head_dim,
         n_ctx=plan.settings.ctx,
-        half=plan.settings.kv_half,
+        half=plan.settings.kv == "f16",
         rope_halves=hyper.rope_halves,
         kv_offset=plan.kv_offset,
         kv_positions=plan.kv_positions,

@@ -156,7 +156,7 @@ def make_settings(
         ctx=ctx,
         n_threads=threads or usable_cores(),
         threads_open=threads is None,
-        kv_half=kv == "f16",
+        kv=kv,
         weight_cap=None if weight_cap is None else _parse_cap(weight_cap),
     )
 

@@ -20,17 +20,12 @@ class Settings:
     budget: int
     ctx: int
     n_threads: int
-    kv_half: bool = True
+    kv: str = "f16"  # the elements of the KV cache, as the command line names them
     weight_cap: int | None = None
     reserved: int = 0  # held by the caller on top: results of `logits`, for one
     baseline: int = 0  # measured: interpreter and tokenizer; 0: unknown, the ceilings hold
     chat_loaded: bool = False  # what `budget.CHAT_BYTES` is for is in the baseline
     threads_open: bool = False  # fewer threads than `n_threads` will do where they are faster
-
-    @property
-    def kv(self) -> str:
-        """The elements of the KV cache, as the command line names them."""
-        return "f16" if self.kv_half else "f32"
 
 
 @dataclass(frozen=True)

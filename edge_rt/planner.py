@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cached_property
 
 from edge_rt import budget
 from edge_rt.chat.source import find_template
@@ -62,6 +61,7 @@ class Planner:
         self.alignment = alignment
         self.tokenizer_peak, self.tokenizer_steady = tokenizer_bytes(source)
         self.template_bytes = _template_bytes(source)
+        self._widest = max(m.n_cols for m in program.matrices)
         self._models: dict[tuple[int, str], Performance] = {}
         cut = Tiles(program, alignment)
         self._tiles = cut
@@ -87,12 +87,10 @@ class Planner:
             return pass_tokens * (width + width // 32 * 8)
         return pass_tokens * width * 4
 
-    @cached_property
-    def _scratch(self) -> int:
+    def _scratch_bytes(self) -> int:
         from edge_rt.runtime._runtime import matmul_scratch_bytes
 
-        widest = max(m.n_cols for m in self.program.matrices)
-        return align_up(matmul_scratch_bytes(widest), 64)
+        return align_up(matmul_scratch_bytes(self._widest), 64)
 
     def _staging_bytes(self) -> int:
         row = self.program.embedding_format.row_bytes(self.program.embedding.shape[1])
@@ -107,17 +105,16 @@ class Planner:
 
     def _activation_bytes(self, settings: Settings, pass_tokens: int, logit_rows: int) -> int:
         working = self._buffers_bytes(self._working(), pass_tokens, logit_rows)
-        working += self._scratch * settings.n_threads
+        working += self._scratch_bytes() * settings.n_threads
         candidates = align_up(self.program.n_vocab * _CANDIDATE_BYTES, 64)
         kept = self._buffers_bytes((X, LOGITS), pass_tokens, logit_rows)
         return align_up(kept + max(working, candidates), PAGE)
 
     def _kv_bytes(self, settings: Settings) -> int:
         rows = sum(kv_positions(self.program, settings.ctx))
-        return align_up(rows * self.program.kv_row_bytes(2 if settings.kv_half else 4), PAGE)
+        return align_up(rows * self.program.kv_row_bytes(2 if settings.kv == "f16" else 4), PAGE)
 
-    @cached_property
-    def _vectors(self) -> int:
+    def _vector_bytes(self) -> int:
         return sum(align_up(4 * v.n, 64) for v in self.program.vectors.values())
 
     def _min_ring_bytes(self) -> int:
@@ -141,7 +138,7 @@ class Planner:
         return {
             "interpreter": interpreter + self._chat_bytes(settings) + settings.reserved,
             "tokenizer": tokenizer,
-            "weights": align_up(self._vectors, PAGE),
+            "weights": align_up(self._vector_bytes(), PAGE),
             "ring": ring,
             "kv": self._kv_bytes(settings),
             "activations": self._activation_bytes(settings, pass_tokens, logit_rows),
@@ -322,7 +319,7 @@ class Planner:
         for name in (X, LOGITS, *self._working()):
             n_bytes = self._buffer_bytes(name, plan.pass_tokens, plan.logit_rows)
             plan.buffers[name] = take(n_bytes, 64)
-        plan.scratch_bytes = self._scratch
+        plan.scratch_bytes = self._scratch_bytes()
         plan.scratch_offset = take(plan.scratch_bytes * settings.n_threads, 64)
         plan.candidates_offset = min(plan.buffers[name] for name in self._working())
         at = max(at, plan.candidates_offset + self.program.n_vocab * _CANDIDATE_BYTES)

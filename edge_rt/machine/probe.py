@@ -100,7 +100,7 @@ class Probe:
         self.n_threads = n_threads
         source = _source(shape, file)
         planner = Planner(source, build_program(source, _no_floats), file.alignment)
-        settings = Settings(64 * GIB, _CTX, n_threads, kv_half=kv == "f16")
+        settings = Settings(64 * GIB, _CTX, n_threads, kv=kv)
         plan = planner.plan(settings)
         self._arena = Arena(plan.arena_bytes)
         isa = isa_name(os.environ.get("EDGE_RT_ISA", "auto"))
