@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_rt.apps import options as o
+from edge_rt.errors import BudgetError
 from edge_rt.sizes import KIB, format_size
 
 _BUSY = 0.3  # of the cores: rates are no longer the machine's own
@@ -66,9 +67,15 @@ def examine(path: str, refresh: bool) -> dict[str, Any]:
         measure_memory_rates,
         thread_counts,
     )
+    from edge_rt.machine.missing import NEEDED_BYTES
     from edge_rt.process import peak_resident_bytes
 
     cores, memory = host.cores(), host.memory()
+    if memory["available_bytes"] < NEEDED_BYTES:
+        raise BudgetError(
+            f"the doctor needs {format_size(NEEDED_BYTES)} of memory, and "
+            f"{format_size(memory['available_bytes'])} are free"
+        )
     busy, n_cores = cores["busy"], cores["online"]
     drive = host.drive_of(path)
     with file_on(path) as file:
@@ -168,8 +175,13 @@ def doctor(
     as_json: o.AsJson = False,
 ) -> None:
     """Measure cores, memory and drive; forecasts and plans use it. About ten seconds, once."""
+    from edge_rt.engine import as_ours
+
     try:
         found = examine(_path(path), refresh)
+    except (MemoryError, OSError, RuntimeError) as error:
+        ours = as_ours(error)
+        raise ours from (None if ours is error else error)
     finally:
         _clear_terminal()
     if as_json:

@@ -42,7 +42,7 @@ def _measure(planner: Any, file: Any, settings: Any) -> None:
     if sys.stderr.isatty():
         o.say("measuring drive and kernels for the forecast, once (edge-rt doctor measures more)")
     # A plan does not fail for want of a rate: what cannot be measured is assumed, and said to be.
-    with suppress(EdgeRTError, OSError, MemoryError):
+    with suppress(EdgeRTError, OSError, MemoryError, RuntimeError):
         measure_missing(planner.rates, file, *needed[1:])
     planner.forget_models()
 

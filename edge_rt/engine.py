@@ -283,7 +283,7 @@ class Engine:
         except BaseException as error:
             runtime = arena = None  # a traceback would keep them
             self._end(_ABANDON_SECONDS)
-            ours = _as_ours(error)
+            ours = as_ours(error)
             try:
                 raise ours from (None if ours is error else error)
             finally:
@@ -665,7 +665,8 @@ def _release(engine: weakref.ref[Engine], n_bytes: int) -> None:
         alive._plan.roles["interpreter"] -= n_bytes
 
 
-def _as_ours(error: BaseException) -> BaseException:
+def as_ours(error: BaseException) -> BaseException:
+    """What the system refuses, as an error of ours; anything else as it is."""
     text = getattr(error, "strerror", None) or str(error)
     if text.startswith("cannot start a"):  # a thread: there are limits for users and cgroups
         return UsageError(f"{text} (ulimit -u, pids.max); --threads takes fewer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from edge_rt.flash_io._flash_io import File
 from edge_rt.machine.drive import QUICK, measure_drive
@@ -12,8 +13,7 @@ from edge_rt.process import available_bytes
 from edge_rt.program import Program
 from edge_rt.sizes import MIB
 
-# The made-up models, what is read into, and room for others.
-_NEEDED_BYTES = 160 * MIB
+NEEDED_BYTES: Final = 160 * MIB  # the made-up models, what is read into, and room for others
 
 
 def _formats(rates: Rates, program: Program, n_threads: int) -> list[str]:
@@ -30,7 +30,7 @@ def is_missing(rates: Rates, program: Program, n_threads: int, kv: str) -> bool:
         and rates.kernel(n_threads, "attention", kv) is not None
         and not _formats(rates, program, n_threads)
     )
-    return not known and can_store() and available_bytes() >= _NEEDED_BYTES
+    return not known and can_store() and available_bytes() >= NEEDED_BYTES
 
 
 def measure_missing(

@@ -79,8 +79,9 @@ def attention_work(shape: Shape) -> int:
 @contextmanager
 def random_file() -> Iterator[File]:
     """A file in memory whose bytes are sane numbers in every format: no NaN, nothing subnormal."""
-    fd = os.memfd_create("edge-rt-probe", os.MFD_CLOEXEC)
+    fd = -1
     try:
+        fd = os.memfd_create("edge-rt-probe", os.MFD_CLOEXEC)
         sane = bytes((b & 0x80) | 0x30 | (b & 0x0F) for b in range(256))
         piece = os.urandom(64 * KIB).translate(sane)
         for _ in range(_FILE_BYTES // len(piece)):
@@ -89,7 +90,8 @@ def random_file() -> Iterator[File]:
     except OSError as error:
         raise StorageError(f"cannot measure the kernels: {error.strerror}") from error
     finally:
-        os.close(fd)
+        if fd >= 0:
+            os.close(fd)
 
 
 class Probe:
