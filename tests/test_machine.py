@@ -16,10 +16,12 @@ from edge_rt.engine import make_settings, open_planner
 from edge_rt.forecast import POSITION, curve, forecast, learn, step_seconds
 from edge_rt.machine import host
 from edge_rt.machine.host import Drive
+from edge_rt.machine.probe import Probe, large, random_file
 from edge_rt.machine.rates import FILE_NAME, Cell, Rate, Rates
 from edge_rt.performance import Performance, Stream, interpolate
 from edge_rt.planner import Planner
 from edge_rt.program import HEAD, LAYERS
+from edge_rt.quant.blocks import FORMATS
 from edge_rt.runtime._runtime import measure_memory
 from edge_rt.sizes import KIB, MIB
 
@@ -132,6 +134,17 @@ def test_memory_bandwidth() -> None:
     for arguments in ((0, MIB, 0.1), (-1, MIB, 0.1), (2000, MIB, 0.1), (2, 1000, 0.1)):
         with pytest.raises(ValueError, match="threads"):
             measure_memory(*arguments)
+
+
+def test_every_format_can_be_measured() -> None:
+    """Its made-up model is large enough for memory and small enough for the doctor's bound."""
+    with random_file() as file:
+        for number, format in enumerate(FORMATS.values()):
+            probe = Probe(large(format), file, 1 + number % 2)
+            (seconds, *_) = probe.seconds(1, 0, 0.001)
+            probe.close()
+            assert 48 * MIB < probe.weight_bytes < 60 * MIB, format.name
+            assert 0 < seconds < 60
 
 
 # --- the cache of rates ---------------------------------------------------------------------------
