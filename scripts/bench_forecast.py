@@ -38,13 +38,15 @@ def measure_here(model: str, ram: int, threads: int, ctx: int) -> dict[str, floa
     with Engine(model, ram, threads=threads, ctx=ctx) as engine, engine._exclusive():
         ids = [rng.randrange(engine.n_vocab) for _ in range(N_PROMPT)]
         engine.prefill(ids[:N_BEFORE])
+        before = engine.stats()["stall_ns"]
         times = []
         for token in ids[N_BEFORE : N_BEFORE + N_DECODED]:
             begin = time.perf_counter()
             engine.decode(token)
             times.append(time.perf_counter() - begin)
         steady = times[4:]  # the first ones find a ring that was filled in advance
-        engine.learn(len(steady), sum(steady), 0.0)
+        stall_s = (engine.stats()["stall_ns"] - before) / 1e9
+        engine.learn(len(steady), sum(steady), stall_s)
         engine.forget()
         begin = time.perf_counter()
         engine.prefill(ids[: min(N_PROMPT, ctx)])

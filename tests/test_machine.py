@@ -464,3 +464,23 @@ def test_ratios_that_say_nothing_are_not_kept(cache: Path) -> None:
     (machine,) = json.loads(cache.read_text())["machines"].values()
     assert len(machine["runs"]) <= 64
     assert all(len(ratios) <= 5 for ratios in machine["runs"].values())
+
+
+def test_errors_of_forecasts() -> None:
+    script = load_script("bench_forecast")
+    names = ("tok_s", "ttft_s", "load_s")
+
+    def row(forecast: float, measured: float) -> dict[str, Any]:
+        ends = {f"{name}_low": 0.9 * forecast for name in names}
+        ends |= {f"{name}_high": 1.1 * forecast for name in names}
+        return {
+            "forecast": ends | dict.fromkeys(names, forecast),
+            "measured": dict.fromkeys(names, measured),
+        }
+
+    rows = [row(10.0, 10.5), row(10.0, 8.0), row(9.0, 10.0), row(20.0, 20.0)]
+    found = script.summary(rows)["tok_s"]
+    assert found["worst_error"] == pytest.approx(0.25)
+    assert found["median_error"] == pytest.approx((0.5 / 10.5 + 0.1) / 2)
+    assert found["interval_holds"] == 0.5
+    assert script.speeds("full,1G,200M") == [None, 10**9, 2 * 10**8]
