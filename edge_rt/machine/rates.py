@@ -300,8 +300,10 @@ def _least(a: Rate, b: Rate) -> Rate:
 def can_store() -> bool:
     """Whether the cache folder takes files: what cannot be kept is not worth measuring unasked."""
     folder = cache_dir()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
     return os.access(folder, os.W_OK)
 
 
