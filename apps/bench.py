@@ -83,7 +83,7 @@ def measure(
         report |= _measure_decoding(engine, ids, n_tokens, n_warm)
     memory, settings = engine.memory(), engine.plan.settings
     return {
-        "threads": settings.n_threads,
+        "threads": engine.plan.n_threads,
         "ctx": settings.ctx,
         "ram_bytes": memory["budget"],
         "held_bytes": memory["peak"],

@@ -39,7 +39,9 @@ gc.enable()
 _BadUsage = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 # Each is in the module of its name; in the order of the help.
-_COMMANDS = ("chat", "generate", "ppl", "plan", "profile", "bench", "inspect", "pull", "list")
+_COMMANDS = (
+    "chat", "generate", "ppl", "plan", "profile", "doctor", "bench", "inspect", "pull", "list",
+)  # fmt: skip
 _FUNCTIONS = {"list": "list_models"}
 
 

@@ -65,7 +65,7 @@ def measure(engine: Any, profiler: _Profiler, prompt: list[int], n_tokens: int) 
     decode = Phase()
     with engine._exclusive():
         profiler.begin(engine)
-        n_threads = engine.plan.settings.n_threads
+        n_threads = engine.plan.n_threads
         mark = now()
         engine.prefill(prompt)
         for index in range(n_tokens):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edge_rt.flash_io._flash_io import File
-from edge_rt.planner import Plan, Planner
+from edge_rt.plan import Plan
+from edge_rt.planner import Planner
 from edge_rt.program import LOGITS, ROPE, MatrixUse, Operation, Program, X
 from edge_rt.runtime._runtime import Arena, Runtime
 
@@ -16,7 +17,7 @@ def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str, i
         arena,
         file,
         isa=isa,
-        n_threads=settings.n_threads,
+        n_threads=plan.n_threads,
         io=io,
         max_tokens=plan.pass_tokens,
     )

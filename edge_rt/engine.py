@@ -31,7 +31,10 @@ from edge_rt.generation import Completion
 from edge_rt.library import find_model
 from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.lowering import build_program
-from edge_rt.planner import KV_FORMATS, Plan, Planner, Settings, default_threads, reusable
+from edge_rt.machine.host import drive_of, usable_cores
+from edge_rt.machine.rates import Rates
+from edge_rt.plan import KV_FORMATS, Plan, Settings
+from edge_rt.planner import Planner, reusable
 from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS, Operation
 from edge_rt.runtime._runtime import (
@@ -118,7 +121,16 @@ def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Pl
             return file.read(tensor.offset, tensor.n_bytes)
 
     with source.named():
-        return source, Planner(source, build_program(source, read_floats), file.alignment), file
+        program = build_program(source, read_floats)
+        return source, Planner(source, program, file.alignment, rates_for(file)), file
+
+
+def rates_for(file: File) -> Rates:
+    """What was measured of this machine and of the drive that ``file`` lies on."""
+    try:
+        return Rates(drive_of(file.path))
+    except OSError:  # moved away since it was opened
+        return Rates()
 
 
 def make_settings(
@@ -142,7 +154,8 @@ def make_settings(
     return Settings(
         budget=parse_size(ram) if ram is not None else available_bytes() * 9 // 10,
         ctx=ctx,
-        n_threads=threads or default_threads(),
+        n_threads=threads or usable_cores(),
+        threads_open=threads is None,
         kv=kv,
         weight_cap=None if weight_cap is None else _parse_cap(weight_cap),
     )
@@ -275,7 +288,7 @@ class Engine:
         except BaseException as error:
             runtime = arena = None  # a traceback would keep them
             self._end(_ABANDON_SECONDS)
-            ours = _as_ours(error)
+            ours = as_ours(error)
             try:
                 raise ours from (None if ours is error else error)
             finally:
@@ -400,7 +413,8 @@ class Engine:
 
     def learn(self, steps: int, seconds: float, stall_s: float) -> None:
         """Keep the rates of a decoding run for later forecasts."""
-        learn(self._planner, self._plan, steps, seconds, stall_s)
+        position = max(0, len(self._history) - steps // 2)
+        learn(self._planner, self._plan, position, steps, seconds, stall_s)
 
     # -- passes ---------------------------------------------------------------------------------
 
@@ -682,7 +696,8 @@ def _release(engine: weakref.ref[Engine], n_bytes: int) -> None:
         alive._plan.roles["interpreter"] -= n_bytes
 
 
-def _as_ours(error: BaseException) -> BaseException:
+def as_ours(error: BaseException) -> BaseException:
+    """What the system refuses, as an error of ours; anything else as it is."""
     text = getattr(error, "strerror", None) or str(error)
     if text.startswith("cannot start a"):  # a thread: there are limits for users and cgroups
         return UsageError(f"{text} (ulimit -u, pids.max); --threads takes fewer")

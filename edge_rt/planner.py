@@ -9,139 +9,65 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from edge_rt import budget
 from edge_rt.chat.source import find_template
-from edge_rt.errors import BudgetError, EdgeRTError, StorageError
+from edge_rt.errors import EdgeRTError, StorageError
 from edge_rt.loaders.source import WeightSource
-from edge_rt.program import LOGITS, MatrixUse, Program, X
-from edge_rt.sizes import KIB, MIB, PAGE, align_up, format_size
+from edge_rt.machine.host import last_level_cache
+from edge_rt.machine.rates import Rates
+from edge_rt.performance import Performance, Stream
+from edge_rt.plan import MIN_LOGIT_ROWS, MIN_PASS_TOKENS, Plan, Run, Settings
+from edge_rt.program import HEAD, LAYERS, LOGITS, Program, X
+from edge_rt.sizes import MIB, PAGE, align_up
+from edge_rt.tiles import Tile, Tiles, extent
 from edge_rt.tokenizer.cost import tokenizer_bytes
 
-MIN_PASS_TOKENS = 64
 MAX_PASS_TOKENS = 256
-MIN_LOGIT_ROWS = 16
 # What the least pass may hold of activations and of logits: wide models and large vocabularies
 # begin with fewer tokens and rows, so that the floor stays near what cannot be made smaller.
 _LEAST_ACTIVATION_BYTES = 5 * MIB
 _LEAST_LOGIT_BYTES = 2 * MIB
 _FEWEST_PASS_TOKENS = 16
 N_IO_THREADS = 4  # kPreadThreads of flash_io/reader.h; io_uring takes one
+MAX_DEPTH = 32  # kUringDepth
 _MIN_RING_TILES = 4
-# A ring that stays in the last-level cache: 8 MiB streamed 1.25 times as fast as 32 MiB
-# (docs/measurements.md), because what the drive delivered is computed with before it leaves it.
-_MAX_RING_BYTES = 8 * MIB
-# A model is cut into about 2048 tiles: small ones spread evenly and fit a small ring, big ones are
-# read at the drive's full speed and keep the lists short.
-_TILES = 2048
-_MIN_TILE_BYTES, _MAX_TILE_BYTES = 128 * KIB, 4 * MIB
-# Beyond 128 GiB tiles grow again: a file can say that it has terabytes, and a list of a million
-# tiles would take minutes and hundreds of MiB before anything was refused.
-_MOST_TILES = 32768
+# A ring that stays in the last-level cache: what the drive delivered is computed with before it
+# leaves it. A quarter of it streamed 1.25 times as fast as all of it (docs/measurements.md).
+_RING_CACHE_SHARE = 4
+_MAX_RING_BYTES = 8 * MIB  # where the system does not say how large its caches are
+# The request that sizes are chosen for.
+TYPICAL_PROMPT, _TYPICAL_ANSWER, _TYPICAL_POSITION = 512, 128, 512
+_CLEARLY = 0.95
 _ATTENTION_TILE = 32  # kAttentionTile of kernels.h
 _TRACE_EVENT_BYTES = 48  # TraceEvent of runtime/trace.h
-KV_FORMATS = ("f16", "f32", "q8_0")  # elements of the KV cache, as kv_format_named knows them
 _CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Rows ``row .. row + n_rows`` of a matrix: the unit of residency, contiguous in the file."""
-
-    matrix: int
-    row: int
-    n_rows: int
-    file_offset: int
-    n_bytes: int
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user chose. Sizes in bytes; ``weight_cap`` None: no cap."""
-
-    budget: int
-    ctx: int
-    n_threads: int
-    kv: str = "f16"  # one of KV_FORMATS
-    weight_cap: int | None = None
-    reserved: int = 0  # held by the caller on top: results of `logits`, for one
-    baseline: int = 0  # measured: interpreter and tokenizer; 0: unknown, the ceilings hold
-    chat_loaded: bool = False  # what `budget.CHAT_BYTES` is for is in the baseline
-    trace: bool = False  # room for what the threads do in a pass
-
-
-@dataclass(frozen=True)
-class Run:
-    """A contiguous extent of the file that stays resident at ``arena_offset``."""
-
-    file_offset: int
-    n_bytes: int
-    arena_offset: int
-
-
-@dataclass
-class Plan:
-    """One decision. Arena offsets are bytes from its start; ``buffers`` maps names to offsets."""
-
-    settings: Settings
-    fits: bool
-    floor_bytes: int
-    roles: dict[str, int]
-    pass_tokens: int = MIN_PASS_TOKENS
-    logit_rows: int = MIN_LOGIT_ROWS
-    arena_bytes: int = 0
-    kv_offset: int = 0
-    kv_bytes: int = 0
-    kv_positions: list[int] = field(default_factory=list)  # of each layer
-    buffers: dict[str, int] = field(default_factory=dict)
-    scratch_offset: int = 0
-    scratch_bytes: int = 0
-    trace_offset: int = 0
-    trace_bytes: int = 0
-    spans_offset: int = 0
-    candidates_offset: int = 0
-    staging_offset: int = 0
-    staging_bytes: int = 0
-    ring_offset: int = 0
-    ring_bytes: int = 0
-    runs: list[Run] = field(default_factory=list)
-    tile_offsets: dict[tuple[int, int], int] = field(default_factory=dict)  # (matrix, row) -> arena
-    vector_offsets: dict[str, int] = field(default_factory=dict)
-    resident_bytes: int = 0  # of tiles, without padding
-    streamed_bytes: int = 0  # requested per pass with the head, padding included
-
-    def require_fit(self, what: str) -> None:
-        """Raise `BudgetError` with the arithmetic unless the plan fits its budget."""
-        if self.fits:
-            return
-        rows = "".join(f"\n  {name:<12}{format_size(n):>12}" for name, n in self.roles.items())
-        floor = self.floor_bytes
-        raise BudgetError(
-            f"{what} does not fit {format_size(self.settings.budget)} with "
-            f"--ctx {self.settings.ctx}: the least it needs is{rows}\n"
-            f"the smallest budget that works is --ram {floor // MIB}MiB ({floor} bytes)",
-        )
-
-
 class Planner:
-    """Plans one model: ``alignment`` is that of direct reads of its file."""
+    """Plans one model: ``alignment`` is that of direct reads of its file, ``rates`` are those of
+    this machine and the file's drive (None: assumed ones)."""
 
-    def __init__(self, source: WeightSource, program: Program, alignment: int) -> None:
+    def __init__(
+        self,
+        source: WeightSource,
+        program: Program,
+        alignment: int,
+        rates: Rates | None = None,
+    ) -> None:
         self.program = program
+        self.rates = rates or Rates.unknown()
+        self.name = f"{os.path.basename(source.path)} {source.file_size}"
         self.alignment = alignment
         self.tokenizer_peak, self.tokenizer_steady = tokenizer_bytes(source)
         self.template_bytes = _template_bytes(source)
-        total = sum(m.n_bytes for m in program.matrices)
-        ideal = 1 << (total // _TILES).bit_length()
-        largest = max(_MAX_TILE_BYTES, 1 << (total // _MOST_TILES).bit_length())
-        self.tile_bytes = max(_MIN_TILE_BYTES, min(largest, ideal))
-        self.tiles: list[list[Tile]] = [[], []]  # by segment, in the order of use
-        self.tiles_of: list[list[Tile]] = []  # by matrix, rows ascending
-        for index, matrix in enumerate(program.matrices):
-            self.tiles_of.append(self._cut(index, matrix))
-            self.tiles[matrix.segment].extend(self.tiles_of[-1])
-        self.weight_bytes = sum(self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles())
+        self._widest = max(m.n_cols for m in program.matrices)
+        self._models: dict[tuple[int, str], Performance] = {}
+        cut = Tiles(program, alignment)
+        self._tiles = cut
+        self.tiles, self.tiles_of = cut.of_segment, cut.of_matrix
+        self.weight_bytes = cut.n_bytes
         rows = _LEAST_LOGIT_BYTES // (4 * program.n_vocab)
         self.min_logit_rows = max(1, min(MIN_LOGIT_ROWS, rows))
         self.min_pass_tokens = MIN_PASS_TOKENS
@@ -151,27 +77,6 @@ class Planner:
             > _LEAST_ACTIVATION_BYTES
         ):
             self.min_pass_tokens //= 2
-
-    def _cut(self, index: int, matrix: MatrixUse) -> list[Tile]:
-        rows = max(8, self.tile_bytes // matrix.row_bytes // 8 * 8)
-        return [
-            Tile(
-                matrix=index,
-                row=row,
-                n_rows=min(rows, matrix.n_rows - row),
-                file_offset=matrix.file_offset + row * matrix.row_bytes,
-                n_bytes=min(rows, matrix.n_rows - row) * matrix.row_bytes,
-            )
-            for row in range(0, matrix.n_rows, rows)
-        ]
-
-    def _all_tiles(self) -> list[Tile]:
-        return self.tiles[0] + self.tiles[1]
-
-    def _charge(self, file_offset: int, n_bytes: int) -> int:
-        """Bytes of the aligned extent that a direct read of the payload needs."""
-        start = file_offset // self.alignment * self.alignment
-        return align_up(file_offset + n_bytes, self.alignment) - start
 
     # -- sizes of the fixed roles ---------------------------------------------------------------
 
@@ -186,9 +91,8 @@ class Planner:
     def _scratch_bytes(self) -> int:
         from edge_rt.runtime._runtime import attention_scratch_bytes, matmul_scratch_bytes
 
-        widest = max(m.n_cols for m in self.program.matrices)
         attention = attention_scratch_bytes(self.program.hyper.head_dim)
-        return align_up(max(matmul_scratch_bytes(widest), attention), 64)
+        return align_up(max(matmul_scratch_bytes(self._widest), attention), 64)
 
     def _spans_bytes(self, settings: Settings) -> int:
         from edge_rt.runtime._runtime import attention_spans_bytes
@@ -232,8 +136,7 @@ class Planner:
         return sum(align_up(4 * v.n, 64) for v in self.program.vectors.values())
 
     def _min_ring_bytes(self) -> int:
-        largest = max(self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles())
-        return align_up(_MIN_RING_TILES * largest, PAGE)
+        return align_up(_MIN_RING_TILES * self._tiles.largest, PAGE)
 
     def _chat_bytes(self, settings: Settings) -> int:
         return self.template_bytes + (0 if settings.chat_loaded else budget.CHAT_BYTES)
@@ -289,26 +192,105 @@ class Planner:
         limit = settings.budget // PAGE * PAGE
         if limit < floor:
             return Plan(settings, fits=False, floor_bytes=floor, roles=least)
-        everything = set(self._all_tiles())
+        everything = set(self._tiles.all)
         least_sizes = self.min_pass_tokens, self.min_logit_rows
         room = self._room(settings, limit, *least_sizes, ring=0)
-        whole = self._resident_charge(everything)
+        whole = self._tiles.whole
         if whole <= self._capped(settings, room):
             resident, ring = everything, 0
             spare = (room - whole) // 2
             pass_tokens, logit_rows = self._pass_sizes(settings, spare, spare)
         else:
-            spare = self._room(settings, limit, *least_sizes, self._min_ring_bytes())
-            # Passes of 64 tokens already compute longer than they read; shorter ones do not.
-            pass_tokens, logit_rows = self._pass_sizes(settings, spare // 2, spare // 32)
-            ring = min(_MAX_RING_BYTES, align_up(spare // 16, PAGE))
-            ring = max(ring, self._min_ring_bytes())
-            room = self._room(settings, limit, pass_tokens, logit_rows, ring)
-            resident = self._choose(self._capped(settings, room))
+            pass_tokens, logit_rows, ring = self._stream_sizes(settings, limit)
+            room = self._capped(
+                settings, self._room(settings, limit, pass_tokens, logit_rows, ring)
+            )
+            resident = self._tiles.choose(room, self.performance(settings).slowness)
         roles = self._fixed_roles(settings, pass_tokens, logit_rows, ring)
         plan = Plan(settings, True, floor, roles, pass_tokens, logit_rows, ring_bytes=ring)
         self._lay_out(plan, resident)
+        plan.n_threads = self._threads(settings, plan.stream)
         return plan
+
+    # -- what the performance model decides -----------------------------------------------------
+
+    def performance(self, settings: Settings, n_threads: int | None = None) -> Performance:
+        """The model of this machine for ``settings``, or for another number of threads."""
+        key = n_threads or settings.n_threads, settings.kv
+        if key not in self._models:
+            self._models[key] = Performance(self.program, self.rates, *key)
+        return self._models[key]
+
+    def forget_models(self) -> None:
+        """After `rates` has learned something."""
+        self._models.clear()
+
+    def _threads(self, settings: Settings, stream: Stream) -> int:
+        """The number of threads that decodes fastest; all, unless fewer are clearly faster."""
+        best = settings.n_threads
+        if not settings.threads_open:
+            return best
+        seconds = self.performance(settings).step(stream, _TYPICAL_POSITION).total.mid
+        for n in self.rates.thread_counts():
+            if n < settings.n_threads:
+                fewer = self.performance(settings, n).step(stream, _TYPICAL_POSITION).total.mid
+                if fewer < _CLEARLY * seconds:
+                    best, seconds = n, fewer
+        return best
+
+    def _stream_sizes(self, settings: Settings, limit: int) -> tuple[int, int, int]:
+        """Tokens of a pass, rows of logits and bytes of the ring with which a typical request ends
+        soonest: each takes room from the resident weights."""
+        least = self._min_ring_bytes()
+        spare = self._room(settings, limit, self.min_pass_tokens, self.min_logit_rows, least)
+        most = self._pass_sizes(settings, spare // 2, spare // 8)[0]
+        logit_rows = self._pass_sizes(settings, spare // 2, spare // 32)[1]
+        cap = max(least, min(_cache_share(), align_up(spare // 4, PAGE)))
+        rings = [least]
+        while rings[-1] < cap:
+            rings.append(min(cap, align_up(rings[-1] * 3 // 2, PAGE)))
+        passes = [self.min_pass_tokens]
+        while passes[-1] < most:
+            passes.append(passes[-1] * 2)
+
+        model = self.performance(settings)
+        prompt = min(TYPICAL_PROMPT, settings.ctx)
+
+        def request(pass_tokens: int, ring: int) -> float:
+            room = self._room(settings, limit, pass_tokens, logit_rows, ring)
+            stream = self._stream_for(self._capped(settings, room), ring)
+            step = model.step(stream, _TYPICAL_POSITION).total.mid
+            return model.prompt(stream, prompt, pass_tokens).mid + _TYPICAL_ANSWER * step
+
+        ring = _cheapest([(n, request(passes[0], n)) for n in rings])
+        pass_tokens = _cheapest([(n, request(n, ring)) for n in passes])
+        return pass_tokens, logit_rows, ring
+
+    def _stream_for(self, room: int, ring: int) -> Stream:
+        """What is streamed where resident weights have ``room`` bytes, without choosing them."""
+        n_tiles = len(self._tiles.all)
+        streamed = max(0, self._tiles.n_bytes - room)
+        if streamed == 0:
+            return Stream()
+        head = sum(m.n_bytes for m in self.program.matrices if m.segment == HEAD)
+        total = sum(m.n_bytes for m in self.program.matrices)
+        in_head = streamed * head // total
+        request = self._tiles.n_bytes // n_tiles
+        return Stream(streamed - in_head, in_head, request, ring_depth(ring, request))
+
+    def outline(self, settings: Settings) -> tuple[Stream, int] | None:
+        """The stream and the tokens of a pass that a plan for ``settings`` will have, or so;
+        without choosing tiles. None where it does not fit."""
+        limit = settings.budget // PAGE * PAGE
+        if limit < self.floor(settings)[0]:
+            return None
+        room = self._room(settings, limit, self.min_pass_tokens, self.min_logit_rows, 0)
+        if self._tiles.whole <= self._capped(settings, room):
+            spare = (room - self._tiles.whole) // 2
+            return Stream(), self._pass_sizes(settings, spare, spare)[0]
+        pass_tokens, logit_rows, ring = self._stream_sizes(settings, limit)
+        room = self._room(settings, limit, pass_tokens, logit_rows, ring)
+        return self._stream_for(self._capped(settings, room), ring), pass_tokens
 
     def _room(
         self, settings: Settings, limit: int, pass_tokens: int, logit_rows: int, ring: int
@@ -337,46 +319,6 @@ class Planner:
         while logit_rows < pass_tokens and logit_rows * 2 * self.program.n_vocab * 4 < spare // 2:
             logit_rows *= 2
         return pass_tokens, logit_rows
-
-    def _choose(self, room: int) -> set[Tile]:
-        """The largest evenly spread set of tiles whose aligned extents fit ``room`` bytes."""
-        low, high = 0.0, min(1.0, 1.05 * room / max(1, self.weight_bytes))
-        best: set[Tile] = set()
-        for _ in range(12):
-            middle = (low + high) / 2
-            chosen = self._spread(middle)
-            if self._resident_charge(chosen) <= room:
-                low, best = middle, chosen
-            else:
-                high = middle
-        return best
-
-    def _spread(self, fraction: float) -> set[Tile]:
-        """Take ``fraction`` of the bytes by error diffusion, so that reads never come in a lump."""
-        chosen, due = set(), 0.0
-        for tile in self._all_tiles():
-            due += fraction * tile.n_bytes
-            if due >= tile.n_bytes:
-                chosen.add(tile)
-                due -= tile.n_bytes
-        return chosen
-
-    def _merged(self, tiles: set[Tile]) -> list[list[Tile]]:
-        """Tiles that follow each other in the file, as runs that are read and kept as one."""
-        runs: list[list[Tile]] = []
-        for tile in sorted(tiles, key=lambda t: t.file_offset):
-            if runs and runs[-1][-1].file_offset + runs[-1][-1].n_bytes == tile.file_offset:
-                runs[-1].append(tile)
-            else:
-                runs.append([tile])
-        return runs
-
-    def _run_extent(self, run: list[Tile]) -> tuple[int, int]:
-        start = run[0].file_offset
-        return start, run[-1].file_offset + run[-1].n_bytes - start
-
-    def _resident_charge(self, tiles: set[Tile]) -> int:
-        return sum(self._charge(*self._run_extent(run)) for run in self._merged(tiles))
 
     def _lay_out(self, plan: Plan, resident: set[Tile]) -> None:
         """Give everything its place: the KV cache first, because it survives a resize."""
@@ -408,9 +350,11 @@ class Planner:
         weights_start = align_up(at, grid)
         for name, vector in self.program.vectors.items():
             plan.vector_offsets[name] = take(4 * vector.n, 64)
-        for run in self._merged(resident):
-            start, n_bytes = self._run_extent(run)
-            first = take(self._charge(start, n_bytes), self.alignment) + start % self.alignment
+        for run in self._tiles.merged(resident):
+            start, n_bytes = extent(run)
+            first = (
+                take(self._tiles.charge(start, n_bytes), self.alignment) + start % self.alignment
+            )
             plan.runs.append(Run(start, n_bytes, first))
             for tile in run:
                 plan.tile_offsets[tile.matrix, tile.row] = first + tile.file_offset - start
@@ -418,13 +362,39 @@ class Planner:
         plan.roles["weights"] = align_up(at - weights_start, PAGE)
         plan.roles["kernel"] = budget.kernel_bytes(plan.arena_bytes)
         plan.resident_bytes = sum(tile.n_bytes for tile in resident)
-        plan.streamed_bytes = sum(
-            self._charge(t.file_offset, t.n_bytes) for t in self._all_tiles() if t not in resident
-        )
+        plan.stream = self._stream_of(plan)
+
+    def _stream_of(self, plan: Plan) -> Stream:
+        """What is not resident: the requests that a token makes."""
+        charges = [
+            [self._tiles.charge(t.file_offset, t.n_bytes) for t in self.streamed(plan, segment)]
+            for segment in (LAYERS, HEAD)
+        ]
+        layers, head = map(sum, charges)
+        if not layers + head:
+            return Stream()
+        request = (layers + head) // sum(map(len, charges))
+        return Stream(layers, head, request, ring_depth(plan.ring_bytes, request))
 
     def streamed(self, plan: Plan, segment: int) -> list[Tile]:
         """The tiles of ``segment`` that are not resident, in the order of use."""
         return [t for t in self.tiles[segment] if (t.matrix, t.row) not in plan.tile_offsets]
+
+
+def ring_depth(ring_bytes: int, request_bytes: int) -> int:
+    """Reads in flight when the drive sets the pace: all of the ring but what is computed with."""
+    return max(1, min(MAX_DEPTH, ring_bytes // request_bytes - 1))
+
+
+def _cache_share() -> int:
+    cache = last_level_cache()
+    return cache // _RING_CACHE_SHARE if cache else _MAX_RING_BYTES
+
+
+def _cheapest(candidates: list[tuple[int, float]]) -> int:
+    """The first, smallest, that is within 1 % of the best: what it leaves is for others."""
+    best = min(seconds for _, seconds in candidates)
+    return next(n for n, seconds in candidates if seconds <= 1.01 * best)
 
 
 def _template_bytes(source: WeightSource) -> int:
@@ -458,8 +428,3 @@ def reusable(program: Program, plan: Plan, kept: int, written: int) -> int:
         if layer.window and max(0, kept + 1 - layer.window) < written - rows:
             return 0
     return kept
-
-
-def default_threads() -> int:
-    """The cores this process may run on."""
-    return max(1, min(64, len(os.sched_getaffinity(0))))

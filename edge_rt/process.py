@@ -12,7 +12,7 @@ from typing import Final
 from edge_rt.runtime._runtime import malloc_trim
 from edge_rt.sizes import KIB
 
-_OCTAL: Final = re.compile(r"\\([0-7]{3})")  # a space in a path of mountinfo
+OCTAL: Final = re.compile(r"\\([0-7]{3})")  # a space in a path of mountinfo
 
 
 def release_memory() -> None:
@@ -21,7 +21,7 @@ def release_memory() -> None:
     malloc_trim()
 
 
-def _lines(path: Path) -> list[str]:
+def lines(path: Path) -> list[str]:
     """The lines of a file, none where it cannot be read."""
     try:
         return path.read_text(errors="replace").splitlines()
@@ -31,7 +31,7 @@ def _lines(path: Path) -> list[str]:
 
 def _kibibytes(path: Path, key: str) -> int:
     """The value of a line ``key: 123 kB`` in bytes, 0 where there is none."""
-    for line in _lines(path):
+    for line in lines(path):
         if line.startswith(key + ":"):
             return int(line.split()[1]) * KIB
     return 0
@@ -58,12 +58,21 @@ def available_bytes(root: Path = Path("/")) -> int:
 
 def _cgroup_rooms(root: Path) -> Iterator[int]:
     """What each limited memory cgroup around us still has room for."""
+    for is_v1, group in cgroups("memory", root):
+        room = _room(group, is_v1)
+        if room is not None:
+            yield room
+
+
+def cgroups(controller: str, root: Path = Path("/")) -> Iterator[tuple[bool, Path]]:
+    """The folders of the cgroups of ``controller`` that we are in, outermost first, each with
+    whether it is v1."""
     names = {}
-    for line in _lines(root / "proc/self/cgroup"):
+    for line in lines(root / "proc/self/cgroup"):
         _, controllers, name = line.split(":", 2)
-        if controllers == "" or "memory" in controllers.split(","):
+        if controllers == "" or controller in controllers.split(","):
             names[controllers != ""] = name
-    for is_v1, point, top in _memory_mounts(root):
+    for is_v1, point, top in _mounts(controller, root):
         # A container may see only a part of the hierarchy, and our name may be one outside of it:
         # then the mount's own group is the nearest that we can see.
         name = names.get(is_v1, top)
@@ -72,29 +81,30 @@ def _cgroup_rooms(root: Path) -> Iterator[int]:
         if not (name + "/").startswith(top) or ".." in below:
             below = []
         group = root / point.lstrip("/")
-        for part in ["", *below]:
+        yield is_v1, group
+        for part in filter(None, below):
             group /= part
-            room = _room(group, is_v1)
-            if room is not None:
-                yield room
+            yield is_v1, group
 
 
-def _memory_mounts(root: Path) -> Iterator[tuple[bool, str, str]]:
-    """Hierarchies that may limit memory: whether it is v1, where it is mounted, its top group."""
+def _mounts(controller: str, root: Path) -> Iterator[tuple[bool, str, str]]:
+    """Hierarchies that may limit ``controller``: whether it is v1, where it is mounted, its top
+    group."""
     found = False
-    for line in _lines(root / "proc/self/mountinfo"):
+    for line in lines(root / "proc/self/mountinfo"):
         place, _, kind = line.partition(" - ")
         kind, _, options = kind.partition(" ")
-        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split()[-1].split(",")):
-            top, point = (_OCTAL.sub(_character, field) for field in place.split(" ")[3:5])
+        if kind == "cgroup2" or (kind == "cgroup" and controller in options.split()[-1].split(",")):
+            top, point = (OCTAL.sub(character, field) for field in place.split(" ")[3:5])
             yield kind == "cgroup", point, top
             found = True
     if not found:  # /proc is hidden
         yield False, "/sys/fs/cgroup", "/"
-        yield True, "/sys/fs/cgroup/memory", "/"
+        yield True, f"/sys/fs/cgroup/{controller}", "/"
 
 
-def _character(code: re.Match[str]) -> str:
+def character(code: re.Match[str]) -> str:
+    """What an octal escape of mountinfo stands for."""
     return chr(int(code[1], 8))
 
 
@@ -104,18 +114,23 @@ def _room(group: Path, is_v1: bool) -> int | None:
     Page cache that nobody used lately is charged to the group but given back before the limit is
     felt. Above ``memory.high`` processes are slowed down until they hardly move.
     """
-    limits = ["memory.limit_in_bytes"] if is_v1 else ["memory.max", "memory.high"]
-    usage = "memory.usage_in_bytes" if is_v1 else "memory.current"
-    found = [limit for name in limits if (limit := _number(group / name)) is not None]
-    if not found:
+    limit = memory_limit(group, is_v1)
+    if limit is None:
         return None
+    usage = "memory.usage_in_bytes" if is_v1 else "memory.current"
     cache = "total_inactive_file " if is_v1 else "inactive_file "
-    stat = (line for line in _lines(group / "memory.stat") if line.startswith(cache))
+    stat = (line for line in lines(group / "memory.stat") if line.startswith(cache))
     reclaimable = sum(int(line.split()[1]) for line in stat)
-    return max(0, min(found) - max(0, (_number(group / usage) or 0) - reclaimable))
+    return max(0, limit - max(0, (_number(group / usage) or 0) - reclaimable))
+
+
+def memory_limit(group: Path, is_v1: bool) -> int | None:
+    """Bytes that ``group`` may hold, None for no limit."""
+    names = ["memory.limit_in_bytes"] if is_v1 else ["memory.max", "memory.high"]
+    return min((n for name in names if (n := _number(group / name)) is not None), default=None)
 
 
 def _number(path: Path) -> int | None:
     """The number in a file; None where there is none, or one that means no limit."""
-    text = "".join(_lines(path)).strip()
+    text = "".join(lines(path)).strip()
     return int(text) if text.isdigit() and int(text) < 1 << 60 else None

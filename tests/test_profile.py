@@ -11,7 +11,7 @@ import pytest
 
 from edge_rt import Engine, UsageError
 from edge_rt.flash_io._flash_io import Faults
-from edge_rt.planner import Settings
+from edge_rt.plan import Settings
 from edge_rt.program import HEAD, LAYERS
 from edge_rt.trace import Phase, Step, Times, steps_of
 

@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 
+#include "edge_rt/runtime/bandwidth.h"
 #include "edge_rt/runtime/gate.h"
 #include "edge_rt/runtime/runtime.h"
 #include "edge_rt/runtime/sampler.h"
@@ -410,6 +411,13 @@ NB_MODULE(_runtime, m) {
   m.def(
       "isa_name", [](const std::string& isa) { return std::string(kernels_or_throw(isa)->name); },
       "isa"_a);
+  m.def(
+      "measure_memory",
+      [](int n_threads, size_t bytes, double seconds) {
+        const Unlocked unlocked;
+        return measure_memory(n_threads, bytes, seconds);
+      },
+      "n_threads"_a, "bytes"_a, "seconds"_a, "Bytes per second that threads read from memory.");
   m.def("malloc_trim", [] { malloc_trim(0); });
   m.def("calls_in_progress", [] { return calls_in_progress; });
   m.def("begin_exit", [] { Kept::at_exit = true; });

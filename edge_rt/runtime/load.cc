@@ -173,6 +173,7 @@ void Runtime::interleave(const ResidentTile* tiles, int n_tiles) {
                               reinterpret_cast<uint8_t*>(runtime->at(runtime->scratch_offset_)) +
                                   thread * runtime->scratch_bytes_);
     }
+    void leave_step(int) override {}
     void meanwhile() override {}
   } work(this, tiles, n_tiles);
   pool_->run(work);

@@ -14,7 +14,8 @@ from edge_rt.engine import Engine, make_settings, open_planner
 from edge_rt.errors import EdgeRTError
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.models import ARCHITECTURES
-from edge_rt.planner import Plan, Planner
+from edge_rt.plan import Plan
+from edge_rt.planner import Planner
 from edge_rt.sizes import MIB, PAGE
 from edge_rt.tokenizer import Tokenizer
 from edge_rt.tokenizer.pre_tokenizers import PRE_TOKENIZERS

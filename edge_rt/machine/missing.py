@@ -1,0 +1,48 @@
+"""What a forecast of one model needs and nobody has measured yet: about two seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from edge_rt.flash_io._flash_io import File
+from edge_rt.machine.drive import QUICK, measure_drive
+from edge_rt.machine.kernels import measure_kernels
+from edge_rt.machine.rates import Rates, can_store
+from edge_rt.process import available_bytes
+from edge_rt.program import Program
+from edge_rt.sizes import MIB
+
+NEEDED_BYTES: Final = 160 * MIB  # the made-up models, what is read into, and room for others
+
+
+def _formats(rates: Rates, program: Program, n_threads: int) -> list[str]:
+    names = dict.fromkeys(m.format.name for m in program.matrices)
+    return [name for name in names if rates.kernel(n_threads, "prefill", name) is None]
+
+
+def is_missing(rates: Rates, program: Program, n_threads: int, kv: str) -> bool:
+    """Whether a rate was not measured, and measuring makes sense: it can be kept, and there is
+    memory for it."""
+    known = (
+        bool(rates.cells())
+        and rates.kernel(n_threads, "layer") is not None
+        and rates.kernel(n_threads, "attention", kv) is not None
+        and not _formats(rates, program, n_threads)
+    )
+    return not known and can_store() and available_bytes() >= NEEDED_BYTES
+
+
+def measure_missing(
+    rates: Rates,
+    file: File,
+    program: Program,
+    n_threads: int,
+    kv: str,
+    said: Callable[[str], object] = lambda _: None,
+) -> None:
+    """Measure and store it; ``said`` is told what is being measured."""
+    if not rates.cells():
+        said("the drive")
+        rates.store_drive(measure_drive(file, QUICK), whole=False)
+    measure_kernels(rates, n_threads, _formats(rates, program, n_threads), kv, 0.05, said)
