@@ -56,8 +56,8 @@ struct Reading final : Work {
 }  // namespace
 
 double measure_memory(int n_threads, size_t bytes, double seconds) {
-  const int n_pieces = kPieces * n_threads;
-  if (n_threads < 1 || n_threads > 1024 || bytes < kLine * kStreams * n_pieces)
+  const int n_pieces = n_threads < 1 || n_threads > 1024 ? 0 : kPieces * n_threads;
+  if (n_pieces == 0 || bytes < kLine * kStreams * n_pieces)
     throw std::invalid_argument("1 to 1024 threads, and some lines of memory for each, are needed");
   const size_t piece = bytes / (kLine * kStreams * n_pieces) * kLine * kStreams;
   Arena memory(piece * n_pieces);
