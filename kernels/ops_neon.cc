@@ -11,6 +11,12 @@ MatmulKernel matmul_float_neon(int format);  // matmul_*neon.cc; null: not among
 MatmulKernel matmul_blocks_neon(int format);
 MatmulKernel matmul_blocks_dotprod_neon(int format);
 MatmulKernel matmul_blocks_i8mm_neon(int format);
+void attention_ref(const AttentionArgs* a);  // attention_ref.cc, ops_ref.cc
+void merge_spans_ref(const float* spans, int n_spans, int n_heads, int head_dim, float* out);
+void quantize_kv_ref(const float* x, int head_dim, int8_t* codes, uint16_t* scales);
+void rope_ref(float* heads, int n_heads, int head_dim, const float* table, int n_pairs,
+              bool halves);
+void add_ref(float* y, const float* x, float factor, int n);
 
 namespace {
 
@@ -131,8 +137,8 @@ MatmulKernel matmul(int format) {
 
 // Only the integer products of blocks know more than ARMv8.0. What has no NEON version is the
 // scalar one: attention, the cache in q8_0, rope and sums. Rows stay as in the file.
-Kernels table(const char* name, MatmulKernel (*matmul_of)(int)) {
-  Kernels table = *kernels_ref();
+constexpr Kernels table(const char* name, MatmulKernel (*matmul_of)(int)) {
+  Kernels table = {};
   table.name = name;
   table.matmul = matmul_of;
   table.quantize = quantize_neon;
@@ -141,24 +147,28 @@ Kernels table(const char* name, MatmulKernel (*matmul_of)(int)) {
   table.gelu_gate = gelu_gate_neon;
   table.softcap = softcap_neon;
   table.to_half = to_half_neon;
-  table.interleave = nullptr;
+  table.attention = attention_ref;
+  table.merge_spans = merge_spans_ref;
+  table.quantize_kv = quantize_kv_ref;
+  table.rope = rope_ref;
+  table.add = add_ref;
   return table;
 }
 
 }  // namespace
 
 const Kernels* kernel_table_neon() {
-  static const Kernels kTable = table("neon", matmul<matmul_blocks_neon>);
+  static constexpr Kernels kTable = table("neon", matmul<matmul_blocks_neon>);
   return &kTable;
 }
 
 const Kernels* kernel_table_dotprod_neon() {
-  static const Kernels kTable = table("neon_dotprod", matmul<matmul_blocks_dotprod_neon>);
+  static constexpr Kernels kTable = table("neon_dotprod", matmul<matmul_blocks_dotprod_neon>);
   return &kTable;
 }
 
 const Kernels* kernel_table_i8mm_neon() {
-  static const Kernels kTable = table("neon_i8mm", matmul<matmul_blocks_i8mm_neon>);
+  static constexpr Kernels kTable = table("neon_i8mm", matmul<matmul_blocks_i8mm_neon>);
   return &kTable;
 }
 

@@ -33,6 +33,23 @@ void quantize_ref(const float* x, int n, int8_t* codes, float* scales, int16_t* 
   }
 }
 
+void rope_ref(float* heads, int n_heads, int head_dim, const float* table, int n_pairs,
+              bool halves) {
+  for (int h = 0; h < n_heads; ++h, heads += head_dim) {
+    for (int i = 0; i < n_pairs; ++i) {
+      float* a = heads + (halves ? i : 2 * i);
+      float* b = heads + (halves ? i + n_pairs : 2 * i + 1);
+      const float c = table[i], s = table[n_pairs + i], x = *a, y = *b;
+      *a = fmaf(x, c, -(y * s));
+      *b = fmaf(x, s, y * c);
+    }
+  }
+}
+
+void add_ref(float* y, const float* x, float factor, int n) {
+  for (int j = 0; j < n; ++j) y[j] = y[j] + factor * x[j];
+}
+
 namespace {
 
 void rms_norm_ref(const float* x, const float* weight, int n, float eps, float* y) {
@@ -56,23 +73,6 @@ void softcap_ref(float* x, int n, float cap) {
 
 void to_half_ref(const float* x, uint16_t* y, int n) {
   for (int j = 0; j < n; ++j) y[j] = float_to_half(x[j]);
-}
-
-void rope_ref(float* heads, int n_heads, int head_dim, const float* table, int n_pairs,
-              bool halves) {
-  for (int h = 0; h < n_heads; ++h, heads += head_dim) {
-    for (int i = 0; i < n_pairs; ++i) {
-      float* a = heads + (halves ? i : 2 * i);
-      float* b = heads + (halves ? i + n_pairs : 2 * i + 1);
-      const float c = table[i], s = table[n_pairs + i], x = *a, y = *b;
-      *a = fmaf(x, c, -(y * s));
-      *b = fmaf(x, s, y * c);
-    }
-  }
-}
-
-void add_ref(float* y, const float* x, float factor, int n) {
-  for (int j = 0; j < n; ++j) y[j] = y[j] + factor * x[j];
 }
 
 }  // namespace

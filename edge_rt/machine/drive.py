@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -52,6 +50,9 @@ def file_on(path: str) -> Iterator[File]:
 @contextmanager
 def _temporary(folder: str) -> Iterator[str]:
     """A file of random bytes, on the drive and out of the page cache; removed afterwards."""
+    import shutil
+    import tempfile
+
     free = shutil.disk_usage(folder).free
     if free < 4 * _FILE_BYTES:
         raise StorageError(
