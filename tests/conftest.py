@@ -55,9 +55,7 @@ def own_demo_model(demo_model: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=demo_model.parent) as folder:
         path = Path(folder) / demo_model.name
         shutil.copyfile(demo_model, path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())  # only clean pages can be dropped
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        load_script("cgroup").drop_file_cache(path)
         yield path
 
 
