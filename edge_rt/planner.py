@@ -136,7 +136,7 @@ class Planner:
         return sum(align_up(4 * v.n, 64) for v in self.program.vectors.values())
 
     def _min_ring_bytes(self) -> int:
-        return align_up(_MIN_RING_TILES * self._tiles.largest, PAGE)
+        return _MIN_RING_TILES * align_up(self._tiles.largest, PAGE)  # each begins on a page
 
     def _chat_bytes(self, settings: Settings) -> int:
         return self.template_bytes + (0 if settings.chat_loaded else budget.CHAT_BYTES)

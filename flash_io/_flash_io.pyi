@@ -52,7 +52,13 @@ class File:
     def size(self) -> int: ...
 
 def measure_reads(
-    file: File, io: str, request_bytes: int, depth: int, seconds: float = 1.0, seed: int = 1
+    file: File,
+    io: str,
+    request_bytes: int,
+    depth: int,
+    seconds: float = 1.0,
+    seed: int = 1,
+    used: bool = False,
 ) -> _Rate: ...
 def why_no_uring(file: File) -> str: ...
 def skip_strings(buffer: bytes, at: int, count: int) -> tuple[int, int]: ...

@@ -186,11 +186,11 @@ NB_MODULE(_flash_io, m) {
   m.def(
       "measure_reads",
       [](const File& file, const std::string& io, size_t request_bytes, int depth, double seconds,
-         uint64_t seed) {
+         uint64_t seed, bool used) {
         ReadRate rate;
         {
           nb::gil_scoped_release unlocked;
-          rate = measure_reads(file, io, request_bytes, depth, seconds, seed);
+          rate = measure_reads(file, io, request_bytes, depth, seconds, seed, used);
         }
         nb::dict d;
         d["requests"] = rate.requests;
@@ -200,7 +200,8 @@ NB_MODULE(_flash_io, m) {
         return d;
       },
       "file"_a, "io"_a, "request_bytes"_a, "depth"_a, "seconds"_a = 1.0, "seed"_a = 1,
-      "Random reads, `depth` at a time, for about `seconds`.");
+      "used"_a = false,
+      "Random reads, `depth` at a time, for about `seconds`; `used`: what was read is looked at.");
   m.def("why_no_uring", &why_no_uring, "file"_a, "Why there is no io_uring; empty if there is.");
   m.def(
       "skip_strings",

@@ -19,7 +19,8 @@ import numpy as np  # noqa: E402
 
 from edge_rt.loaders.gguf import GGUFFile  # noqa: E402
 from edge_rt.loaders.gguf_cursor import LazyArray  # noqa: E402
-from edge_rt.loaders.safetensors import INDEX_NAME, SafetensorsFolder  # noqa: E402
+from edge_rt.loaders.safetensors import SafetensorsFolder  # noqa: E402
+from edge_rt.loaders.source import SAFETENSORS_INDEX  # noqa: E402
 from edge_rt.models.huggingface import huggingface_source  # noqa: E402
 
 from .parity.folders import write_tokenizer  # noqa: E402
@@ -178,7 +179,7 @@ def build(where: Path, kind: str) -> Model:
         for k, part_path in enumerate(raw.parts):
             (length,) = struct.unpack("<Q", Path(part_path).read_bytes()[:8])
             model.extents[f"header {k}"] = os.path.basename(part_path), 0, 7 + length
-        assert INDEX_NAME in model.extents
+        assert SAFETENSORS_INDEX in model.extents
     else:
         model.entry = "m.gguf" if kind == "gguf" else f"m-00001-of-{N_PARTS:05}.gguf"
         model.extents = _gguf_extents(model.folder / model.entry)

@@ -19,7 +19,8 @@ DEPTHS: Final = (1, 2, 4, 8, 16, 32)
 QUICK: Final = tuple((size, depth) for size in (4 * KIB, 128 * KIB, MIB) for depth in (1, 4, 8))
 _CELL_SECONDS: Final = 0.035  # of each of two rounds
 _SLOW_SECONDS: Final = 0.4  # where one cell would take longer, deeper ones are left out
-_MOST_BYTES: Final = 32 * MIB  # of buffers: twice the depth
+_MOST_BYTES: Final = 32 * MIB  # of buffers: up to twice the depth
+_USED: Final = 64 * KIB  # blocks of weights, which are computed with; what is smaller are rows
 _FILE_BYTES: Final = 256 * MIB  # of a temporary file
 _LEAST_BYTES: Final = 32 * MIB  # of a model's file that stands for its drive
 
@@ -109,7 +110,7 @@ def measure_drive(
                 continue
             for io in names:
                 with storage_errors():
-                    rate = measure_reads(file, io, size, depth, seconds, turn + 1)
+                    rate = measure_reads(file, io, size, depth, seconds, turn + 1, size >= _USED)
                 speed = rate["bytes"] / rate["seconds"]
                 fastest = max(fastest, speed)
                 cpu = rate["cpu_seconds"] / rate["bytes"]
