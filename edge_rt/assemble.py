@@ -7,6 +7,7 @@ from edge_rt.plan import Plan
 from edge_rt.planner import Planner
 from edge_rt.program import LOGITS, ROPE, MatrixUse, Operation, Program, X
 from edge_rt.runtime._runtime import Arena, Runtime
+from edge_rt.tiles import Tile
 
 
 def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str, io: str) -> Runtime:
@@ -38,8 +39,9 @@ def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str, i
     for index, rope in enumerate(program.hyper.ropes):
         frequencies = rope.for_ctx(settings.ctx)
         runtime.add_rope_table(buffers[f"{ROPE}{index}"], frequencies, rope.magnitude)
+    tiles_of = planner.cut(plan.tile_bytes).of_matrix
     for index, matrix in enumerate(program.matrices):
-        _add_weight(runtime, planner, plan, index, matrix)
+        _add_weight(runtime, tiles_of[index], plan, index, matrix)
     for segment, operations in enumerate(program.operations):
         for operation in operations:
             _add_operation(runtime, plan, buffers, segment, operation)
@@ -62,10 +64,10 @@ def assemble(planner: Planner, plan: Plan, arena: Arena, file: File, isa: str, i
 
 
 def _add_weight(
-    runtime: Runtime, planner: Planner, plan: Plan, index: int, matrix: MatrixUse
+    runtime: Runtime, tiles_of_it: list[Tile], plan: Plan, index: int, matrix: MatrixUse
 ) -> None:
     tiles, streamed = [], []
-    for tile in planner.tiles_of[index]:
+    for tile in tiles_of_it:
         offset = plan.tile_offsets.get((index, tile.row), -1)
         tiles.append((tile.row, tile.n_rows, offset))
         if offset < 0:

@@ -64,6 +64,7 @@ class Plan:
     staging_bytes: int = 0
     ring_offset: int = 0
     ring_bytes: int = 0
+    tile_bytes: int = 0  # of the cut; `Planner.cut` has it
     runs: list[Run] = field(default_factory=list)
     tile_offsets: dict[tuple[int, int], int] = field(default_factory=dict)  # (matrix, row) -> arena
     vector_offsets: dict[str, int] = field(default_factory=dict)

@@ -8,8 +8,8 @@ and the rest streams through a ring. All of it lies in one arena whose layout is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 from edge_rt import budget
 from edge_rt.chat.source import find_template
@@ -21,7 +21,7 @@ from edge_rt.performance import Performance, Stream
 from edge_rt.plan import MIN_LOGIT_ROWS, MIN_PASS_TOKENS, Plan, Run, Settings
 from edge_rt.program import HEAD, LAYERS, LOGITS, Program, X
 from edge_rt.sizes import MIB, PAGE, align_up
-from edge_rt.tiles import Tile, Tiles, extent
+from edge_rt.tiles import Tile, Tiles, extent, outline, tile_sizes
 from edge_rt.tokenizer.cost import tokenizer_bytes
 
 MAX_PASS_TOKENS = 256
@@ -45,6 +45,16 @@ _TRACE_EVENT_BYTES = 48  # TraceEvent of runtime/trace.h
 _CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """What besides resident weights takes room; ``ring`` 0: everything is resident."""
+
+    pass_tokens: int
+    logit_rows: int
+    ring: int
+    tile_bytes: int
+
+
 class Planner:
     """Plans one model: ``alignment`` is that of direct reads of its file, ``rates`` are those of
     this machine and the file's drive (None: assumed ones)."""
@@ -64,10 +74,12 @@ class Planner:
         self.template_bytes = _template_bytes(source)
         self._widest = max(m.n_cols for m in program.matrices)
         self._models: dict[tuple[int, str], Performance] = {}
-        cut = Tiles(program, alignment)
-        self._tiles = cut
-        self.tiles, self.tiles_of = cut.of_segment, cut.of_matrix
-        self.weight_bytes = cut.n_bytes
+        # By the bytes of a tile: how many there are, and the largest one's bytes.
+        self._cuts = {n_bytes: outline(program, n_bytes) for n_bytes in tile_sizes(program)}
+        self._tile_bytes = min(self._cuts)  # where nothing speaks for larger ones
+        self._tiles = Tiles(program, alignment, self._tile_bytes)
+        self.weight_bytes = self._tiles.n_bytes
+        self._whole = self._tiles.whole
         rows = _LEAST_LOGIT_BYTES // (4 * program.n_vocab)
         self.min_logit_rows = max(1, min(MIN_LOGIT_ROWS, rows))
         self.min_pass_tokens = MIN_PASS_TOKENS
@@ -77,6 +89,12 @@ class Planner:
             > _LEAST_ACTIVATION_BYTES
         ):
             self.min_pass_tokens //= 2
+
+    def cut(self, tile_bytes: int) -> Tiles:
+        """The tiles of plans with ``tile_bytes``; the last cut is kept."""
+        if self._tiles.tile_bytes != tile_bytes:
+            self._tiles = Tiles(self.program, self.alignment, tile_bytes)
+        return self._tiles
 
     # -- sizes of the fixed roles ---------------------------------------------------------------
 
@@ -135,8 +153,9 @@ class Planner:
     def _vector_bytes(self) -> int:
         return sum(align_up(4 * v.n, 64) for v in self.program.vectors.values())
 
-    def _min_ring_bytes(self) -> int:
-        return _MIN_RING_TILES * align_up(self._tiles.largest, PAGE)  # each begins on a page
+    def _min_ring_bytes(self, tile_bytes: int) -> int:
+        largest = self._cuts[tile_bytes][1] + self.alignment  # where it lies askew
+        return _MIN_RING_TILES * align_up(largest, PAGE)  # each begins on a page
 
     def _chat_bytes(self, settings: Settings) -> int:
         return self.template_bytes + (0 if settings.chat_loaded else budget.CHAT_BYTES)
@@ -178,7 +197,7 @@ class Planner:
         chat = budget.CHAT_BYTES if settings.chat_loaded else 0
         if settings.baseline <= budget.INTERPRETER_BYTES + chat + self.tokenizer_steady:
             settings = replace(settings, baseline=0, chat_loaded=False)
-        ring = self._min_ring_bytes()
+        ring = self._min_ring_bytes(self._tile_bytes)
         roles = self._with_page_tables(
             self._fixed_roles(settings, self.min_pass_tokens, self.min_logit_rows, ring)
         )
@@ -192,22 +211,16 @@ class Planner:
         limit = settings.budget // PAGE * PAGE
         if limit < floor:
             return Plan(settings, fits=False, floor_bytes=floor, roles=least)
-        everything = set(self._tiles.all)
-        least_sizes = self.min_pass_tokens, self.min_logit_rows
-        room = self._room(settings, limit, *least_sizes, ring=0)
-        whole = self._tiles.whole
-        if whole <= self._capped(settings, room):
-            resident, ring = everything, 0
-            spare = (room - whole) // 2
-            pass_tokens, logit_rows = self._pass_sizes(settings, spare, spare)
+        sizes = self._sizes(settings, limit)
+        tiles = self.cut(sizes.tile_bytes)
+        if sizes.ring:
+            room = self._resident_room(settings, limit, sizes)
+            resident = tiles.choose(room, self.performance(settings).slowness)
         else:
-            pass_tokens, logit_rows, ring = self._stream_sizes(settings, limit)
-            room = self._capped(
-                settings, self._room(settings, limit, pass_tokens, logit_rows, ring)
-            )
-            resident = self._tiles.choose(room, self.performance(settings).slowness)
-        roles = self._fixed_roles(settings, pass_tokens, logit_rows, ring)
-        plan = Plan(settings, True, floor, roles, pass_tokens, logit_rows, ring_bytes=ring)
+            resident = set(tiles.all)
+        roles = self._fixed_roles(settings, sizes.pass_tokens, sizes.logit_rows, sizes.ring)
+        plan = Plan(settings, True, floor, roles, sizes.pass_tokens, sizes.logit_rows)
+        plan.ring_bytes, plan.tile_bytes = sizes.ring, sizes.tile_bytes
         self._lay_out(plan, resident)
         plan.n_threads = self._threads(settings, plan.stream)
         return plan
@@ -238,45 +251,53 @@ class Planner:
                     best, seconds = n, fewer
         return best
 
-    def _stream_sizes(self, settings: Settings, limit: int) -> tuple[int, int, int]:
-        """Tokens of a pass, rows of logits and bytes of the ring with which a typical request ends
-        soonest: each takes room from the resident weights."""
-        least = self._min_ring_bytes()
-        spare = self._room(settings, limit, self.min_pass_tokens, self.min_logit_rows, least)
+    def _sizes(self, settings: Settings, limit: int) -> _Sizes:
+        """Those with everything resident, where it fits."""
+        least = self.min_pass_tokens, self.min_logit_rows
+        room = self._room(settings, limit, *least, ring=0)
+        if self._whole > self._capped(settings, room):
+            return self._stream_sizes(settings, limit)
+        spare = (room - self._whole) // 2
+        return _Sizes(*self._pass_sizes(settings, spare, spare), 0, self._tile_bytes)
+
+    def _stream_sizes(self, settings: Settings, limit: int) -> _Sizes:
+        """The sizes with which a typical request ends soonest: what a pass and the ring take is
+        room that resident weights do not have."""
+        floor_ring = self._min_ring_bytes(self._tile_bytes)
+        spare = self._room(settings, limit, self.min_pass_tokens, self.min_logit_rows, floor_ring)
         most = self._pass_sizes(settings, spare // 2, spare // 8)[0]
         logit_rows = self._pass_sizes(settings, spare // 2, spare // 32)[1]
-        cap = max(least, min(_cache_share(), align_up(spare // 4, PAGE)))
-        rings = [least]
-        while rings[-1] < cap:
-            rings.append(min(cap, align_up(rings[-1] * 3 // 2, PAGE)))
+        rings = []
+        for tile_bytes in self._cuts if self.rates.cells() else [self._tile_bytes]:
+            ring = self._min_ring_bytes(tile_bytes)
+            cap = max(floor_ring, min(_cache_share(), align_up(spare // 4, PAGE)))
+            while ring <= cap:
+                rings.append((ring, tile_bytes))
+                ring = cap if ring < cap < ring * 3 // 2 else align_up(ring * 3 // 2, PAGE)
         passes = [self.min_pass_tokens]
         while passes[-1] < most:
             passes.append(passes[-1] * 2)
-
         model = self.performance(settings)
         prompt = min(TYPICAL_PROMPT, settings.ctx)
 
-        def request(pass_tokens: int, ring: int) -> float:
-            room = self._room(settings, limit, pass_tokens, logit_rows, ring)
-            stream = self._stream_for(self._capped(settings, room), ring)
+        def request(sizes: _Sizes) -> float:
+            stream = self._stream_for(settings, limit, sizes)
             step = model.step(stream, _TYPICAL_POSITION).total.mid
-            return model.prompt(stream, prompt, pass_tokens).mid + _TYPICAL_ANSWER * step
+            return model.prompt(stream, prompt, sizes.pass_tokens).mid + _TYPICAL_ANSWER * step
 
-        ring = _cheapest([(n, request(passes[0], n)) for n in rings])
-        pass_tokens = _cheapest([(n, request(n, ring)) for n in passes])
-        return pass_tokens, logit_rows, ring
+        best = _cheapest([_Sizes(passes[0], logit_rows, *ring) for ring in sorted(rings)], request)
+        return _cheapest([replace(best, pass_tokens=n) for n in passes], request)
 
-    def _stream_for(self, room: int, ring: int) -> Stream:
-        """What is streamed where resident weights have ``room`` bytes, without choosing them."""
-        n_tiles = len(self._tiles.all)
-        streamed = max(0, self._tiles.n_bytes - room)
-        if streamed == 0:
+    def _stream_for(self, settings: Settings, limit: int, sizes: _Sizes) -> Stream:
+        """What will be streamed, or so: without choosing tiles."""
+        streamed = max(0, self.weight_bytes - self._resident_room(settings, limit, sizes))
+        if streamed == 0 or sizes.ring == 0:
             return Stream()
         head = sum(m.n_bytes for m in self.program.matrices if m.segment == HEAD)
         total = sum(m.n_bytes for m in self.program.matrices)
         in_head = streamed * head // total
-        request = self._tiles.n_bytes // n_tiles
-        return Stream(streamed - in_head, in_head, request, ring_depth(ring, request))
+        request = self.weight_bytes // self._cuts[sizes.tile_bytes][0]
+        return Stream(streamed - in_head, in_head, request, ring_depth(sizes.ring, request))
 
     def outline(self, settings: Settings) -> tuple[Stream, int] | None:
         """The stream and the tokens of a pass that a plan for ``settings`` will have, or so;
@@ -284,13 +305,13 @@ class Planner:
         limit = settings.budget // PAGE * PAGE
         if limit < self.floor(settings)[0]:
             return None
-        room = self._room(settings, limit, self.min_pass_tokens, self.min_logit_rows, 0)
-        if self._tiles.whole <= self._capped(settings, room):
-            spare = (room - self._tiles.whole) // 2
-            return Stream(), self._pass_sizes(settings, spare, spare)[0]
-        pass_tokens, logit_rows, ring = self._stream_sizes(settings, limit)
-        room = self._room(settings, limit, pass_tokens, logit_rows, ring)
-        return self._stream_for(self._capped(settings, room), ring), pass_tokens
+        sizes = self._sizes(settings, limit)
+        return self._stream_for(settings, limit, sizes), sizes.pass_tokens
+
+    def _resident_room(self, settings: Settings, limit: int, sizes: _Sizes) -> int:
+        """Bytes that resident tiles may have."""
+        room = self._room(settings, limit, sizes.pass_tokens, sizes.logit_rows, sizes.ring)
+        return self._capped(settings, room)
 
     def _room(
         self, settings: Settings, limit: int, pass_tokens: int, logit_rows: int, ring: int
@@ -322,7 +343,7 @@ class Planner:
 
     def _lay_out(self, plan: Plan, resident: set[Tile]) -> None:
         """Give everything its place: the KV cache first, because it survives a resize."""
-        settings, at = plan.settings, 0
+        settings, tiles, at = plan.settings, self.cut(plan.tile_bytes), 0
 
         def take(n_bytes: int, alignment: int) -> int:
             nonlocal at
@@ -350,11 +371,9 @@ class Planner:
         weights_start = align_up(at, grid)
         for name, vector in self.program.vectors.items():
             plan.vector_offsets[name] = take(4 * vector.n, 64)
-        for run in self._tiles.merged(resident):
+        for run in tiles.merged(resident):
             start, n_bytes = extent(run)
-            first = (
-                take(self._tiles.charge(start, n_bytes), self.alignment) + start % self.alignment
-            )
+            first = take(tiles.charge(start, n_bytes), self.alignment) + start % self.alignment
             plan.runs.append(Run(start, n_bytes, first))
             for tile in run:
                 plan.tile_offsets[tile.matrix, tile.row] = first + tile.file_offset - start
@@ -366,8 +385,9 @@ class Planner:
 
     def _stream_of(self, plan: Plan) -> Stream:
         """What is not resident: the requests that a token makes."""
+        tiles = self.cut(plan.tile_bytes)
         charges = [
-            [self._tiles.charge(t.file_offset, t.n_bytes) for t in self.streamed(plan, segment)]
+            [tiles.charge(t.file_offset, t.n_bytes) for t in self.streamed(plan, segment)]
             for segment in (LAYERS, HEAD)
         ]
         layers, head = map(sum, charges)
@@ -378,7 +398,8 @@ class Planner:
 
     def streamed(self, plan: Plan, segment: int) -> list[Tile]:
         """The tiles of ``segment`` that are not resident, in the order of use."""
-        return [t for t in self.tiles[segment] if (t.matrix, t.row) not in plan.tile_offsets]
+        tiles = self.cut(plan.tile_bytes).of_segment[segment]
+        return [t for t in tiles if (t.matrix, t.row) not in plan.tile_offsets]
 
 
 def ring_depth(ring_bytes: int, request_bytes: int) -> int:
@@ -391,10 +412,11 @@ def _cache_share() -> int:
     return cache // _RING_CACHE_SHARE if cache else _MAX_RING_BYTES
 
 
-def _cheapest(candidates: list[tuple[int, float]]) -> int:
+def _cheapest(candidates: list[_Sizes], seconds: Callable[[_Sizes], float]) -> _Sizes:
     """The first, smallest, that is within 1 % of the best: what it leaves is for others."""
-    best = min(seconds for _, seconds in candidates)
-    return next(n for n, seconds in candidates if seconds <= 1.01 * best)
+    found = [(sizes, seconds(sizes)) for sizes in candidates]
+    best = min(time for _, time in found)
+    return next(sizes for sizes, time in found if time <= 1.01 * best)
 
 
 def _template_bytes(source: WeightSource) -> int:

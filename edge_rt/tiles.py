@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from edge_rt.program import MatrixUse, Program
 from edge_rt.sizes import KIB, MIB, align_up
 
-# A model is cut into about 2048 tiles: small ones spread evenly and fit a small ring, big ones are
-# read at the drive's full speed and keep the lists short.
+# A model is cut into about 2048 tiles, or fewer: small ones spread evenly and fit a small ring, big
+# ones are read at the drive's full speed and keep the lists short.
 _TILES = 2048
 _MIN_TILE_BYTES, _MAX_TILE_BYTES = 128 * KIB, 4 * MIB
+_FAST_TILE_BYTES = MIB  # no drive is known to want more at once
 # Beyond 128 GiB tiles grow again: a file can say that it has terabytes, and a list of a million
 # tiles would take minutes and hundreds of MiB before anything was refused.
 _MOST_TILES = 32768
@@ -28,19 +29,42 @@ class Tile:
     n_bytes: int
 
 
+def tile_sizes(program: Program) -> list[int]:
+    """Bytes of the largest tile that a program may be cut into: the least, which decides about the
+    floor, then what a drive may prefer."""
+    total = sum(m.n_bytes for m in program.matrices)
+    ideal = 1 << (total // _TILES).bit_length()
+    largest = max(_MAX_TILE_BYTES, 1 << (total // _MOST_TILES).bit_length())
+    sizes = [max(_MIN_TILE_BYTES, min(largest, ideal))]
+    while sizes[-1] < _FAST_TILE_BYTES:
+        sizes.append(2 * sizes[-1])
+    return sizes
+
+
+def _rows(matrix: MatrixUse, tile_bytes: int) -> int:
+    return max(8, tile_bytes // matrix.row_bytes // 8 * 8)
+
+
+def outline(program: Program, tile_bytes: int) -> tuple[int, int]:
+    """How many tiles a cut will have, and the bytes of the largest one."""
+    n_tiles, largest = 0, 0
+    for matrix in program.matrices:
+        rows = min(matrix.n_rows, _rows(matrix, tile_bytes))
+        n_tiles += -(-matrix.n_rows // rows)
+        largest = max(largest, rows * matrix.row_bytes)
+    return n_tiles, largest
+
+
 class Tiles:
     """All tiles of a program: ``of_segment`` in the order of use, ``of_matrix`` by rows.
 
     ``alignment`` is that of direct reads: a tile is charged the aligned extent that covers it.
     """
 
-    def __init__(self, program: Program, alignment: int) -> None:
+    def __init__(self, program: Program, alignment: int, tile_bytes: int) -> None:
         self.program = program
         self.alignment = alignment
-        total = sum(m.n_bytes for m in program.matrices)
-        ideal = 1 << (total // _TILES).bit_length()
-        largest = max(_MAX_TILE_BYTES, 1 << (total // _MOST_TILES).bit_length())
-        self.tile_bytes = max(_MIN_TILE_BYTES, min(largest, ideal))
+        self.tile_bytes = tile_bytes
         self.of_segment: list[list[Tile]] = [[], []]
         self.of_matrix: list[list[Tile]] = []
         for index, matrix in enumerate(program.matrices):
@@ -55,7 +79,7 @@ class Tiles:
         self.whole = self._kept_bytes(bytearray(b"\1") * len(self.all))  # resident, all of them
 
     def _cut(self, index: int, matrix: MatrixUse) -> list[Tile]:
-        rows = max(8, self.tile_bytes // matrix.row_bytes // 8 * 8)
+        rows = _rows(matrix, self.tile_bytes)
         return [
             Tile(
                 matrix=index,

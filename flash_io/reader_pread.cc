@@ -3,6 +3,7 @@
 #include <system_error>
 #include <vector>
 
+#include "flash_io/latency.h"
 #include "flash_io/request_queue.h"
 #include "flash_io/sync.h"
 
@@ -47,6 +48,7 @@ class PreadReader final : public Reader {
 
  private:
   void work() {
+    ask_for_short_slices();
     sync::Lock lock(mutex_);
     for (;;) {
       work_ready_.wait(lock, [this] { return stop_ || !queue_.empty(); });

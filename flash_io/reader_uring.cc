@@ -11,6 +11,7 @@
 #include <system_error>
 #include <vector>
 
+#include "flash_io/latency.h"
 #include "flash_io/request_queue.h"
 #include "flash_io/sync.h"
 #include "flash_io/transfer.h"
@@ -75,6 +76,7 @@ class UringReader final : public Reader {
   }
 
   void work() {
+    ask_for_short_slices();
     setup_error_ = ring_.set_up(static_cast<unsigned>(slots_.size()), memory_, bytes_);
     {
       sync::Lock lock(mutex_);

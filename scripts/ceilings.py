@@ -24,7 +24,7 @@ _BLOCK = MIB
 _BUFFER = 256 * MIB  # of each thread: far beyond any cache
 
 
-def _rates(work: Callable[[int], int], n_threads: int, seconds: float) -> float:
+def rates(work: Callable[[int], int], n_threads: int, seconds: float) -> float:
     """Bytes per second of ``n_threads`` that repeat ``work``, which returns bytes, for a while."""
     done = [0] * n_threads
     errors: list[BaseException] = []
@@ -48,7 +48,7 @@ def _rates(work: Callable[[int], int], n_threads: int, seconds: float) -> float:
     return sum(done) / (time.perf_counter() - started)
 
 
-def _huge(n_bytes: int) -> mmap.mmap:
+def huge(n_bytes: int) -> mmap.mmap:
     memory = mmap.mmap(-1, n_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
@@ -62,7 +62,7 @@ def drive_rate(path: Path, seconds: float = 2.0) -> float:
     except OSError:
         fd = os.open(path, os.O_RDONLY)
     n_blocks = max(1, os.stat(path).st_size // _BLOCK)
-    buffers = [memoryview(_huge(2 * MIB))[:_BLOCK] for _ in range(_READERS)]
+    buffers = [memoryview(huge(2 * MIB))[:_BLOCK] for _ in range(_READERS)]
     places = [ctypes.addressof(ctypes.c_char.from_buffer(buffer)) for buffer in buffers]
     draw = random.Random(0)
     libc = ctypes.CDLL(None)
@@ -74,7 +74,7 @@ def drive_rate(path: Path, seconds: float = 2.0) -> float:
         return n
 
     try:
-        return _rates(read, _READERS, seconds)
+        return rates(read, _READERS, seconds)
     finally:
         os.close(fd)
 
@@ -84,7 +84,7 @@ def memory_rate(n_threads: int, seconds: float = 1.0) -> float:
     libc = ctypes.CDLL(None)
     libc.memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
     libc.memchr.restype = ctypes.c_void_p
-    buffers = [_huge(_BUFFER) for _ in range(n_threads)]
+    buffers = [huge(_BUFFER) for _ in range(n_threads)]
     places = []
     for buffer in buffers:
         buffer.write(b"\0" * _BUFFER)  # backed by memory of its own
@@ -94,4 +94,4 @@ def memory_rate(n_threads: int, seconds: float = 1.0) -> float:
         assert libc.memchr(places[index], 1, _BUFFER) is None
         return _BUFFER
 
-    return _rates(search, n_threads, seconds)
+    return rates(search, n_threads, seconds)

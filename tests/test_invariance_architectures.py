@@ -60,7 +60,10 @@ def scored(engine: Engine) -> bytes:
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_residency(model: Path, share: float) -> None:
     with open_engine(model) as engine:
-        tiles, weights = engine._planner.tiles_of, engine._planner.weight_bytes
+        tiles, weights = (
+            engine._planner.cut(engine.plan.tile_bytes).of_matrix,
+            engine._planner.weight_bytes,
+        )
         assert sum(map(len, tiles)) > len(tiles)
     with open_engine(model, weight_cap=int(share * weights)) as engine:
         assert engine.plan.streamed_bytes > 0

@@ -385,7 +385,7 @@ def test_reads_come_in_step_with_computing(tmp_path: Path, cache: Path) -> None:
         budget = floor + int(share * planner.weight_bytes)
         plan = planner.plan(make_settings(planner, budget, 64, 1))
         slowness = planner.performance(plan.settings).slowness
-        tiles = planner.tiles[0] + planner.tiles[1]
+        tiles = planner.cut(plan.tile_bytes).all
         costs = [
             t.n_bytes * slowness(planner.program.matrices[t.matrix].format.name) for t in tiles
         ]

@@ -96,14 +96,12 @@ def test_more_budget_never_keeps_less(planner: Any) -> None:
     """Up to 1 % of the weights, which the pass and the ring may take first."""
     floor, _ = planner.floor(make_settings(planner, 1 << 40, 512))
     room = int(planner.weight_bytes * 1.3) + 64 * MIB
-    kept = [
-        planner.plan(make_settings(planner, floor + room * i // 40, 512)).resident_bytes
-        for i in range(41)
-    ]
+    plans = [planner.plan(make_settings(planner, floor + room * i // 40, 512)) for i in range(41)]
+    kept = [plan.resident_bytes for plan in plans]
     slack = planner.weight_bytes // 100
     for before, after in pairwise(kept):
         assert after >= before - slack, kept
-    assert kept[-1] == sum(t.n_bytes for tiles in planner.tiles for t in tiles)
+    assert kept[-1] == sum(t.n_bytes for t in planner.cut(plans[-1].tile_bytes).all)
 
 
 def test_everything_resident_needs_no_ring(planner: Any) -> None:
@@ -111,7 +109,7 @@ def test_everything_resident_needs_no_ring(planner: Any) -> None:
     assert (plan.ring_bytes, plan.roles["ring"], plan.streamed_bytes) == (0, 0, 0)
     least = planner.plan(make_settings(planner, "8GiB", ctx=512, weight_cap="0"))
     assert least.resident_bytes == 0
-    assert least.streamed_bytes >= sum(t.n_bytes for tiles in planner.tiles for t in tiles)
+    assert least.streamed_bytes >= sum(t.n_bytes for t in planner.cut(least.tile_bytes).all)
 
 
 def test_a_cap_is_of_the_weights_only(planner: Any) -> None:
@@ -119,7 +117,7 @@ def test_a_cap_is_of_the_weights_only(planner: Any) -> None:
     for cap in ("0", "20K", planner.weight_bytes // 2):
         plan = planner.plan(make_settings(planner, "8GiB", ctx=512, weight_cap=cap))
         assert plan.resident_bytes <= make_settings(planner, 1, weight_cap=cap).weight_cap
-        assert plan.streamed_bytes > 0 and plan.ring_bytes >= planner._min_ring_bytes()
+        assert plan.streamed_bytes > 0 and plan.ring_bytes >= planner._min_ring_bytes(plan.tile_bytes)
         assert plan.pass_tokens >= MIN_PASS_TOKENS and plan.logit_rows >= MIN_LOGIT_ROWS
 
 
