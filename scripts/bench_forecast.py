@@ -3,12 +3,14 @@
     python scripts/bench_forecast.py MODEL... [--ram 25%,50%,75%,100%] [--drives full,1G,200M]
         [--rounds 3] [--threads 2] [--ctx 1024] [--json OUT] [--learn]
 
-The doctor measures first, into a cache of its own, without any limit. Then, for each cell, `plan`
-and a run in a memory cgroup of the budget, both reading from a drive that a cgroup slows down
-(blkio or io.max). The run decodes 64 tokens after a prompt of 32, then answers a prompt of 512; a
-cell's figures are medians over the rounds. Printed are the errors of speed, time to the first token
-and loading, and how often the interval holds. Earlier runs correct later forecasts of the same
-model: here only with --learn. Needs root for the cgroups; leave the machine alone meanwhile.
+For each model and budget the doctor measures first, into a cache of its own, without any limit.
+Then, for each drive, `plan` and a run in a memory cgroup of the budget, both reading from a drive
+that a cgroup slows down (blkio or io.max). The run decodes up to 64 tokens after a prompt of 32, at
+least 16 and no more than fit into 12 seconds, then answers a prompt of 512; a cell's figures are
+medians over the rounds, of which a slowed drive, being steady, has one. Printed are the errors of
+speed, time to the first token and loading, and how often the interval holds. Earlier runs correct
+later forecasts of the same model: here only with --learn. Needs root for the cgroups; leave the
+machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 N_BEFORE, N_DECODED, N_PROMPT = 32, 64, 512
+N_LEAST, LONG_S = 20, 12.0  # steps that are made however long they take
+N_SETTLING = 4  # the first steps find a ring that was filled in advance
 PLAN_BYTES = 2 << 30  # of the cgroup that `plan` runs in
 TIMEOUT_S = 1800.0
 WHAT = {"tok_s": "decoding", "ttft_s": "first token", "load_s": "loading"}
@@ -39,12 +43,14 @@ def measure_here(model: str, ram: int, threads: int, ctx: int) -> dict[str, floa
         ids = [rng.randrange(engine.n_vocab) for _ in range(N_PROMPT)]
         engine.prefill(ids[:N_BEFORE])
         before = engine.stats()["stall_ns"]
-        times = []
+        times: list[float] = []
         for token in ids[N_BEFORE : N_BEFORE + N_DECODED]:
+            if len(times) >= N_LEAST and sum(times) > LONG_S:
+                break
             begin = time.perf_counter()
             engine.decode(token)
             times.append(time.perf_counter() - begin)
-        steady = times[4:]  # the first ones find a ring that was filled in advance
+        steady = times[N_SETTLING:]
         stall_s = (engine.stats()["stall_ns"] - before) / 1e9
         engine.learn(len(steady), sum(steady), stall_s)
         engine.forget()
@@ -82,7 +88,8 @@ class Bench:
         return json.loads(done.stdout.splitlines()[-1])
 
     def doctor(self, model: str) -> None:
-        self.run(["-m", "edge_rt.apps.cli", "doctor", model, "--json"], model, PLAN_BYTES, None)
+        command = ["-m", "edge_rt.apps.cli", "doctor", model, "--refresh", "--json"]
+        self.run(command, model, PLAN_BYTES, None)
         # Formats and kinds of cache that the doctor leaves out are measured by the first plan.
         self.plan(model, 1 << 40, None)
 
@@ -96,7 +103,8 @@ class Bench:
         before = self.rates.read_bytes()
         plan = self.plan(model, ram, drive)
         command = [__file__, "--child", model, "--ram", str(ram), *self.common]
-        runs = [self.run(command, model, ram, drive) for _ in range(self.args.rounds)]
+        n_rounds = 1 if drive else self.args.rounds
+        runs = [self.run(command, model, ram, drive) for _ in range(n_rounds)]
         if not self.args.learn:
             self.rates.write_bytes(before)
         measured = {name: statistics.median(run[name] for run in runs) for name in WHAT}
@@ -187,10 +195,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(args, Path(folder))
         for model in args.models:
-            bench.doctor(model)
             _, planner, _ = open_planner(model)
             floor, _ = planner.floor(make_settings(planner, 1 << 50, args.ctx, args.threads))
             for ram in budgets(args.ram, floor, planner.weight_bytes):
+                bench.doctor(model)
                 for drive in args.drives:
                     rows.append(bench.cell(model, ram, drive))
                     print(line(rows[-1]), flush=True)

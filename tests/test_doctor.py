@@ -113,7 +113,10 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
 
 def test_plan_measures_what_is_missing(tmp_path: Path, demo_model: Path) -> None:
     """Once, where it can be kept; elsewhere it assumes, and says so."""
-    arguments = ("plan", demo_model, "--ram", "160MiB", "--threads", 1, "--json")
+    arguments = ("plan", demo_model, "--ram", "256MiB", "--threads", 1, "--json")
+    small = (*arguments[:3], "160MiB", *arguments[4:])  # which measuring would take more than
+    at_first = json.loads(edge_rt(*small, XDG_CACHE_HOME=tmp_path)[0])
+    assert at_first["forecast"]["source"].startswith("assumed")
     first = json.loads(edge_rt(*arguments, XDG_CACHE_HOME=tmp_path)[0])
     assert first["forecast"]["source"] == "measured"
     kept = (tmp_path / "edge-rt/machine.json").read_bytes()

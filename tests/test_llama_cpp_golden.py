@@ -64,7 +64,7 @@ def test_perplexity(scored):
 
 def test_each_prediction(scored):
     golden, nll, top1, _ = scored
-    assert np.abs(nll - golden["nll"]).mean() < 0.06
+    assert np.abs(nll - golden["nll"]).mean() < 0.065
     assert (top1 == golden["top1"]).mean() > 0.94
 
 

@@ -117,7 +117,8 @@ def test_a_cap_is_of_the_weights_only(planner: Any) -> None:
     for cap in ("0", "20K", planner.weight_bytes // 2):
         plan = planner.plan(make_settings(planner, "8GiB", ctx=512, weight_cap=cap))
         assert plan.resident_bytes <= make_settings(planner, 1, weight_cap=cap).weight_cap
-        assert plan.streamed_bytes > 0 and plan.ring_bytes >= planner._min_ring_bytes(plan.tile_bytes)
+        assert plan.streamed_bytes > 0
+        assert plan.ring_bytes >= planner._min_ring_bytes(plan.tile_bytes)
         assert plan.pass_tokens >= MIN_PASS_TOKENS and plan.logit_rows >= MIN_LOGIT_ROWS
 
 
