@@ -202,6 +202,30 @@ void test_stale_guess() {
   }
 }
 
+// Whatever less direct reads of the file ask for.
+void test_blocks_begin_on_pages() {
+  const test::TempFile temp(test::test_content(1));
+  const File file(temp.path(), /*direct=*/true);
+  if (file.alignment() >= kPage)
+    std::fprintf(stderr, "SKIPPED: direct reads here are aligned to pages anyway\n");
+  const Blocks blocks = {{600, 700}, {5000, 100}, {12345, 5000}, {40000, 8192}};
+  FakeReader reader(7);
+  const Aligned<> memory = aligned_memory(6 * kPage);
+  StreamRing ring(reader, file, memory.get(), 6 * kPage);
+  ring.set_segments({blocks, {}});
+  CHECK(ring.plan({0}, kNeverStop));
+  const uint64_t first = ring.begin(0);
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    const std::byte* p = ring.wait(first + b, kNeverStop);
+    CHECK(holds_content(p, blocks[b]));
+    const size_t lead = file.cover(blocks[b].offset, blocks[b].length).lead;
+    CHECK_CASE((p - lead - memory.get()) % kPage == 0, "block %zu", b);
+    ring.release(first + b);
+  }
+  ring.reset();
+  reader.drain();
+}
+
 void test_contract() {
   const std::vector<Blocks> segments = {{{10, 5000}, {9000, 100}}, {{50000, 4000}}};
   Bench bench(2, segments, 5 * kPage);
@@ -284,6 +308,7 @@ void test_destruction() {  // with reads queued, nothing may be written afterwar
 int main() {
   using namespace edge_rt;
   test::test_seed();
+  test::section("blocks begin on pages", test_blocks_begin_on_pages);
   test::section("contract", test_contract);
   test::section("stale guess", test_stale_guess);
   test::section("destruction", test_destruction);

@@ -432,7 +432,7 @@ class TinyRuntime {
         result.tiles.push_back({r, n, at, -1});
       } else {
         streamed.push_back({offset, n * bytes});
-        largest_ = std::max(largest_, extent.length);
+        largest_ = std::max(largest_, (extent.length + 4095) / 4096 * 4096);  // whole pages
         result.tiles.push_back({r, n, -1, -1});
       }
     }
