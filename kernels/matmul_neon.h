@@ -2,24 +2,28 @@
 // linkage here: see CONTRIBUTING.md, "add a kernel ISA". It is compiled three times: for ARMv8.0,
 // with the dot product instructions, and with those for 8-bit matrices besides.
 //
-// One token: four rows at a time straight from the file layout; four rows' integers (lane = row) go
-// through the canonical arithmetic together. Several tokens: of eight rows, two `units` of
-// four, a slab of columns at a time is unpacked into scratch. There a vector has eight columns of
-// two rows, which is what all three instruction sets multiply by the same eight columns of one or
-// two tokens.
+// One token: four rows at a time straight from the file layout, or eight interleaved ones; four
+// rows' integers (lane = row) go through the canonical arithmetic together. Several tokens: of
+// eight rows, two `units` of four, a slab of columns at a time is unpacked into scratch. There a
+// vector has eight columns of two rows, which is what all three instruction sets multiply by the
+// same eight columns of one or two tokens.
 //
 // A format F is a struct derived from `Format`, which has the defaults:
 //   kParts                sub-blocks that share bytes: the loop over them is unrolled
-//   kOffset               what is to be subtracted from the codes that `load` returns
+//   kOffset               what is to be subtracted from the codes
 //   kLargest              the largest magnitude of these codes, at most 128
 //   kScales               multipliers k: 0 none, 1 per 32 columns, 2 per 16 columns
 //   kMins                 0: no m; 1: m, but no multipliers n; 2: n too, as many as k
-//   scale(g, at)              d (and m) of the block at byte `at` of four rows
-//   prepare(g, at, out)       multipliers of that block, if it has any
-//   load(block, chunk, part)  the 32 codes of sub-block chunk * kParts + part of one row
+//   scale(four)           d (and m) of a block of four rows, a FileBlock or a WordBlock
+//   prepare(four, k)      multipliers of its sub-blocks, if it has any: k0, k1 (signed), n0 and n1
+//                         (not negative), a byte each, lowest first; lane = row
+// and for the codes of sub-block chunk * kParts + part
+//   codes(x, chunk, part, half)  of columns 16 * half.., from x, FileColumns or WordColumns;
+//   load(block, chunk, part)     or, if the format is not interleaved, all 32 of one row
 #pragma once
 
 #include "kernels/rows_neon.h"
+#include "kernels/words_neon.h"
 
 namespace edge_rt {
 namespace {
@@ -28,13 +32,6 @@ constexpr int kUnits = 2;  // of four rows in scratch
 constexpr int kUnitRows = kLanes * kUnits;
 constexpr int kSlabColumns = 1024;  // unpacked at a time: 10 KiB, which stay in the first cache
 constexpr int kSlabTokens = 64;     // whose sums wait for the next slab
-
-// What is computed for four rows of a block at once, lane = row.
-template <typename F>
-struct Prepared {
-  static constexpr int kSubBlocks = F::Block::kColumns / kBlockColumns;
-  uint32x4_t k[kSubBlocks];  // k0, k1 (signed), n0 and n1 (not negative), a byte each, lowest first
-};
 
 template <typename B>
 struct Format {
@@ -130,42 +127,134 @@ inline int32x4_t sum_rows(const int32x4_t* t) {  // of each row's four parts; la
 }
 
 template <typename F>
-void one_token(const Rows* w, const Activations* x, const Output* out) {
+inline Codes load_codes(const uint8_t* block, int chunk, int part) {
+  if constexpr (kInterleaves<F>) {
+    const FileColumns x = {block};
+    return {{F::codes(x, chunk, part, 0), F::codes(x, chunk, part, 1)}};
+  } else {
+    return F::load(block, chunk, part);
+  }
+}
+
+// Sums of four rows' products with the columns of a sub-block, lane = row: over 16 columns each, or
+// where one multiplier serves both, over all, twice.
+struct Halves {
+  int32x4_t low, high;
+};
+
+template <typename F>
+inline Halves sums_of(FileBlock b, int chunk, int part, int8x16_t x0, int8x16_t x1) {
+  int32x4_t low[kLanes], high[kLanes];
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes; ++i) {
+    const Codes q = load_codes<F>(b.row(i), chunk, part);
+    low[i] = F::kScales == 2 ? dot16(q.half[0], x0) : dot32<F>(q, x0, x1);
+    if (F::kScales == 2) high[i] = dot16(q.half[1], x1);
+  }
+  const int32x4_t sum = sum_rows(low);
+  return {sum, F::kScales == 2 ? sum_rows(high) : sum};
+}
+
+// 16 columns of four rows, as word_codes has them.
+template <typename F>
+struct WordSums {
+#ifdef __ARM_FEATURE_DOTPROD
+  int32x4_t sum = vdupq_n_s32(0);
+
+  void add(const int8x16_t* c, int8x16_t x) {
+    sum = vdotq_laneq_s32(sum, c[0], x, 0);
+    sum = vdotq_laneq_s32(sum, c[1], x, 1);
+    sum = vdotq_laneq_s32(sum, c[2], x, 2);
+    sum = vdotq_laneq_s32(sum, c[3], x, 3);
+  }
+  int32x4_t rows() const { return sum; }
+#else
+  int32x4_t sum[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};  // of rows 0 and 1, 2 and 3; two parts each
+
+  void add_two(const int8x16_t* c, int8x16_t x0, int8x16_t x1) {
+    sum[0] = vpadalq_s16(sum[0], vmlal_s8(vmull_s8(vget_low_s8(c[0]), vget_low_s8(x0)),
+                                          vget_low_s8(c[1]), vget_low_s8(x1)));
+    sum[1] = vpadalq_s16(sum[1], vmlal_high_s8(vmull_high_s8(c[0], x0), c[1], x1));
+  }
+  void add(const int8x16_t* c, int8x16_t x) {
+    const int32x4_t words = vreinterpretq_s32_s8(x);
+    add_two(c, vreinterpretq_s8_s32(vdupq_laneq_s32(words, 0)),
+            vreinterpretq_s8_s32(vdupq_laneq_s32(words, 1)));
+    add_two(c + 2, vreinterpretq_s8_s32(vdupq_laneq_s32(words, 2)),
+            vreinterpretq_s8_s32(vdupq_laneq_s32(words, 3)));
+  }
+  int32x4_t rows() const { return vpaddq_s32(sum[0], sum[1]); }
+#endif
+};
+
+template <typename F>
+inline Halves sums_of(WordBlock<typename F::Block> b, int chunk, int part, int8x16_t x0,
+                      int8x16_t x1) {
+  WordSums<F> low, high;
+  int8x16_t codes[4];
+  word_codes<F>(b, chunk, part, 0, codes);
+  low.add(codes, x0);
+  word_codes<F>(b, chunk, part, 1, codes);
+  if (F::kScales != 2) {
+    low.add(codes, x1);
+    return {low.rows(), low.rows()};
+  }
+  high.add(codes, x1);
+  return {low.rows(), high.rows()};
+}
+
+// Rows, four to a unit, whichever way they lie.
+struct FileUnits {
+  RowGroup g;
+  template <typename F>
+  FileBlock block(int b, int) const {
+    return {&g, (size_t)b * sizeof(typename F::Block)};
+  }
+};
+struct WordUnits {
+  const uint8_t* eight;
+  template <typename F>
+  WordBlock<typename F::Block> block(int b, int unit) const {
+    return {eight + (size_t)b * kInterleavedRows * sizeof(typename F::Block), unit};
+  }
+};
+
+template <typename F, int kN, typename Units>
+void one_token(const Units& units, int row, const Rows* w, const Activations* x,
+               const Output* out) {
   constexpr int kSubBlocks = F::Block::kColumns / kBlockColumns;
   const int n_blocks = w->n_cols / F::Block::kColumns;
-  for (int first = 0; first < w->n_rows; first += kLanes) {
-    const RowGroup g = group_at(w, first);
-    const int8_t* codes = x->codes;
-    const float* scales = x->scales;
-    const int16_t* sums = x->sums;
-    float32x4_t y = vdupq_n_f32(0);
-    for (int b = 0; b < n_blocks; ++b) {
-      const size_t at = (size_t)b * sizeof(typename F::Block);
-      const Scale scale = F::scale(&g, at);
-      Prepared<F> prepared;
-      if constexpr (F::kScales != 0) F::prepare(&g, at, &prepared);
-      for (int chunk = 0; chunk < kSubBlocks / F::kParts; ++chunk) {
+  const int8_t* codes = x->codes;
+  const float* scales = x->scales;
+  const int16_t* sums = x->sums;
+  float32x4_t y[kN];
+  for (int u = 0; u < kN; ++u) y[u] = vdupq_n_f32(0);
+  for (int b = 0; b < n_blocks; ++b) {
+    Scale scale[kN];
+    uint32x4_t k[kN][kSubBlocks];
+    for (int u = 0; u < kN; ++u) {
+      const auto block = units.template block<F>(b, u);
+      scale[u] = F::scale(block);
+      if constexpr (F::kScales != 0) F::prepare(block, k[u]);
+    }
+    for (int chunk = 0; chunk < kSubBlocks / F::kParts; ++chunk) {
 #pragma GCC unroll 4
-        for (int part = 0; part < F::kParts; ++part) {
-          const int s = chunk * F::kParts + part;
-          const int8x16_t x0 = vld1q_s8(codes), x1 = vld1q_s8(codes + 16);
-          int32x4_t low[kLanes], high[kLanes];
-#pragma GCC unroll 4
-          for (int i = 0; i < kLanes; ++i) {
-            const Codes q = F::load(g.row[i] + at, chunk, part);
-            low[i] = F::kScales == 2 ? dot16(q.half[0], x0) : dot32<F>(q, x0, x1);
-            if (F::kScales == 2) high[i] = dot16(q.half[1], x1);
-          }
-          const int32x4_t sum = sum_rows(low);
-          const uint32x4_t k = F::kScales != 0 ? prepared.k[s] : vdupq_n_u32(0);
-          const int32x4_t total = total_of<F>(sum, F::kScales == 2 ? sum_rows(high) : sum, k, sums);
-          y = finish<F>(y, total, scale, k, *scales, sums);
-          codes += kBlockColumns, scales += 1, sums += 2;
+      for (int part = 0; part < F::kParts; ++part) {
+        const int s = chunk * F::kParts + part;
+        const int8x16_t x0 = vld1q_s8(codes), x1 = vld1q_s8(codes + 16);
+#pragma GCC unroll 2
+        for (int u = 0; u < kN; ++u) {
+          const auto block = units.template block<F>(b, u);
+          const Halves sum = sums_of<F>(block, chunk, part, x0, x1);
+          const uint32x4_t factors = F::kScales != 0 ? k[u][s] : vdupq_n_u32(0);
+          const int32x4_t total = total_of<F>(sum.low, sum.high, factors, sums);
+          y[u] = finish<F>(y[u], total, scale[u], factors, *scales, sums);
         }
+        codes += kBlockColumns, scales += 1, sums += 2;
       }
     }
-    store(out, 0, first, w->n_rows, y);
   }
+  for (int u = 0; u < kN; ++u) store(out, 0, row + u * kLanes, w->n_rows, y[u]);
 }
 
 // A unit in scratch, in vectors of 16 bytes: per block d, then m if the format has one; per
@@ -184,27 +273,45 @@ inline int8x16_t pair_of_rows(int8x16_t a, int8x16_t b, int upper) {
   return vreinterpretq_s8_s64(upper ? vzip2q_s64(p, q) : vzip1q_s64(p, q));
 }
 
-// The blocks first..first + n_blocks - 1 of a unit.
 template <typename F>
-void unpack_unit(const RowGroup* g, int first, int n_blocks, int8x16_t* v) {
+inline void unpack_codes(FileBlock b, int chunk, int part, int8x16_t* v) {
+  Codes q[kLanes];
+  for (int i = 0; i < kLanes; ++i) q[i] = load_codes<F>(b.row(i), chunk, part);
+  for (int i = 0; i < 4; ++i)
+    for (int row = 0; row < kLanes; row += 2)
+      *v++ = pair_of_rows(q[row].half[i / 2], q[row + 1].half[i / 2], i % 2);
+}
+
+template <typename F>
+inline void unpack_codes(WordBlock<typename F::Block> b, int chunk, int part, int8x16_t* v) {
+  for (int half = 0; half < 2; ++half) {
+    int8x16_t codes[4];
+    word_codes<F>(b, chunk, part, half, codes);
+    for (int i = 0; i < 4; i += 2) {
+      const int32x4_t p = vreinterpretq_s32_s8(codes[i]), q = vreinterpretq_s32_s8(codes[i + 1]);
+      *v++ = vreinterpretq_s8_s32(vzip1q_s32(p, q));
+      *v++ = vreinterpretq_s8_s32(vzip2q_s32(p, q));
+    }
+  }
+}
+
+// The blocks first..first + n_blocks - 1 of a unit.
+template <typename F, typename Units>
+void unpack_unit(const Units& units, int unit, int first, int n_blocks, int8x16_t* v) {
   constexpr int kSubBlocks = F::Block::kColumns / kBlockColumns;
   for (int b = first; b < first + n_blocks; ++b) {
-    const size_t at = (size_t)b * sizeof(typename F::Block);
-    const Scale scale = F::scale(g, at);
+    const auto block = units.template block<F>(b, unit);
+    const Scale scale = F::scale(block);
     *v++ = vreinterpretq_s8_f32(scale.d);
     if (F::kMins != 0) *v++ = vreinterpretq_s8_f32(scale.m);
-    Prepared<F> prepared;
-    if constexpr (F::kScales != 0) F::prepare(g, at, &prepared);
+    uint32x4_t k[kSubBlocks];
+    if constexpr (F::kScales != 0) F::prepare(block, k);
     for (int chunk = 0; chunk < kSubBlocks / F::kParts; ++chunk) {
 #pragma GCC unroll 4
       for (int part = 0; part < F::kParts; ++part) {
-        const int s = chunk * F::kParts + part;
-        Codes q[kLanes];
-        for (int i = 0; i < kLanes; ++i) q[i] = F::load(g->row[i] + at, chunk, part);
-        for (int i = 0; i < 4; ++i)
-          for (int row = 0; row < kLanes; row += 2)
-            *v++ = pair_of_rows(q[row].half[i / 2], q[row + 1].half[i / 2], i % 2);
-        if constexpr (F::kScales != 0) *v++ = vreinterpretq_s8_u32(prepared.k[s]);
+        unpack_codes<F>(block, chunk, part, v);
+        v += kCodeVectors;
+        if constexpr (F::kScales != 0) *v++ = vreinterpretq_s8_u32(k[chunk * F::kParts + part]);
       }
     }
   }
@@ -329,17 +436,42 @@ void several_tokens(const int8x16_t* slab, int first, int n_blocks, const Activa
     for (int u = 0; u < kUnits; ++u) y_of[t][u] = y[t][u];
 }
 
+// Unpacks a slab of eight rows, of which the first is `row`.
+template <typename F>
+void unpack_slab(const Rows* w, int row, bool interleaved, int first, int n_blocks,
+                 int8x16_t* slab) {
+  for (int u = 0; u < kUnits; ++u, slab += (size_t)n_blocks * vectors_per_block<F>()) {
+    if constexpr (kInterleaves<F>) {
+      if (interleaved) {
+        const WordUnits units = {w->data + (size_t)row * w->row_bytes};
+        unpack_unit<F>(units, u, first, n_blocks, slab);
+        continue;
+      }
+    }
+    unpack_unit<F>(FileUnits{group_at(w, row + u * kLanes)}, 0, first, n_blocks, slab);
+  }
+}
+
 template <typename F>
 void matmul_blocks(const Rows* w, const Activations* x, int n_tokens, const Output* out,
                    uint8_t* scratch) {
-  if (n_tokens == 1) return one_token<F>(w, x, out);
+  // Rows past a multiple of eight are as in the file.
+  const int n_interleaved =
+      kInterleaves<F> && w->interleaved ? w->n_rows / kInterleavedRows * kInterleavedRows : 0;
+  if (n_tokens == 1) {
+    if constexpr (kInterleaves<F>)
+      for (int row = 0; row < n_interleaved; row += kInterleavedRows)
+        one_token<F, kUnits>(WordUnits{w->data + (size_t)row * w->row_bytes}, row, w, x, out);
+    for (int row = n_interleaved; row < w->n_rows; row += kLanes)
+      one_token<F, 1>(FileUnits{group_at(w, row)}, row, w, x, out);
+    return;
+  }
   constexpr int kSlab = kSlabColumns / F::Block::kColumns;
   static_assert(kSlab * kUnits * vectors_per_block<F>() * 16 <= kUnpackedBytes,
                 "see matmul_scratch_bytes");
   const int n_blocks = w->n_cols / F::Block::kColumns;
   int8x16_t* slab = (int8x16_t*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
   for (int row = 0; row < w->n_rows; row += kUnitRows) {
-    const RowGroup g[kUnits] = {group_at(w, row), group_at(w, row + kLanes)};
     for (int token = 0; token < n_tokens; token += kSlabTokens) {
       const int n = n_tokens - token < kSlabTokens ? n_tokens - token : kSlabTokens;
       float32x4_t y[kSlabTokens][kUnits];
@@ -348,8 +480,7 @@ void matmul_blocks(const Rows* w, const Activations* x, int n_tokens, const Outp
       for (int first = 0; first < n_blocks; first += kSlab) {
         const int count = n_blocks - first < kSlab ? n_blocks - first : kSlab;
         if (token == 0 || n_blocks > kSlab)
-          for (int u = 0; u < kUnits; ++u)
-            unpack_unit<F>(&g[u], first, count, slab + (size_t)u * count * vectors_per_block<F>());
+          unpack_slab<F>(w, row, row < n_interleaved, first, count, slab);
         int t = 0;
         for (; t + 4 <= n; t += 4) several_tokens<F, 4>(slab, first, count, x, token + t, y + t);
         if (n - t >= 2) {

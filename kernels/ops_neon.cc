@@ -14,6 +14,7 @@ MatmulKernel matmul_float_neon(int format);  // matmul_*neon.cc; null: not among
 MatmulKernel matmul_blocks_neon(int format);
 MatmulKernel matmul_blocks_dotprod_neon(int format);
 MatmulKernel matmul_blocks_i8mm_neon(int format);
+InterleaveKernel interleave_neon(int format);
 void attention_neon(const AttentionArgs* a);  // attention_neon.cc
 void merge_spans_neon(const float* spans, int n_spans, int n_heads, int head_dim, float* out);
 
@@ -178,7 +179,7 @@ MatmulKernel matmul(int format) {
   return found != nullptr ? found : kBlocks(format);
 }
 
-// Only the integer products of blocks know more than ARMv8.0. Rows stay as in the file.
+// Only the integer products of blocks know more than ARMv8.0.
 constexpr Kernels table(const char* name, MatmulKernel (*matmul_of)(int)) {
   Kernels table = {};
   table.name = name;
@@ -194,6 +195,7 @@ constexpr Kernels table(const char* name, MatmulKernel (*matmul_of)(int)) {
   table.quantize_kv = quantize_kv_neon;
   table.rope = rope_neon;
   table.add = add_neon;
+  table.interleave = interleave_neon;
   return table;
 }
 
