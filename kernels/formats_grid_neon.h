@@ -28,14 +28,13 @@ inline Codes grid8(const uint16_t* grid, int i0, int i1, int i2, int i3, const i
 inline Codes grid4(const uint16_t* entries, const int8_t* magnitudes) {
   const uint8x16_t bytes = vreinterpretq_u8_u16(vld1q_u16(entries));
   const uint8x16_t even = vandq_u8(bytes, vdupq_n_u8(15)), odd = vshrq_n_u8(bytes, 4);
-  return look_up(magnitudes, {{vzip1q_u8(even, odd), vzip2q_u8(even, odd)}});
+  return {{look_up(magnitudes, vzip1q_u8(even, odd)), look_up(magnitudes, vzip2q_u8(even, odd))}};
 }
 
 // Minus where bit j of `signs` is set.
 inline Codes with_signs(Codes q, uint32_t signs) {
-  const Bytes32 minus = spread_bits(signs);
   for (int h = 0; h < 2; ++h) {
-    const int8x16_t mask = vreinterpretq_s8_u8(minus.half[h]);
+    const int8x16_t mask = vreinterpretq_s8_u8(spread_bits(signs >> 16 * h));
     q.half[h] = vsubq_s8(veorq_s8(q.half[h], mask), mask);
   }
   return q;
@@ -56,8 +55,8 @@ inline uint32_t eight_signs_of_fields(uint32_t word) {
 }
 
 template <typename Block>
-inline Scale scale_times(const RowGroup* g, size_t at, float factor) {
-  Scale scale = scale_at<Block>(g, at);
+inline Scale scale_times(FileBlock b, float factor) {
+  Scale scale = scale_of<Block>(b);
   scale.d = vmulq_n_f32(scale.d, factor);
   return scale;
 }
@@ -69,22 +68,22 @@ inline uint32x4_t odd(uint32x4_t bits) {
 
 struct FormatIQ2_XXS : Format<BlockIQ2_XXS> {
   static constexpr int kLargest = 43, kScales = 1;
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ2_XXS>* out) {
+  static void prepare(FileBlock b, uint32x4_t* k) {
     uint32x4_t words[2 * kBlock256];
-    row_runs(g, at + offsetof(Block, words), 2 * kBlock256, words);
-    for (int s = 0; s < kBlock256; ++s) out->k[s] = odd(vshrq_n_u32(words[2 * s + 1], 28));
+    row_runs(b, offsetof(Block, words), 2 * kBlock256, words);
+    for (int s = 0; s < kBlock256; ++s) k[s] = odd(vshrq_n_u32(words[2 * s + 1], 28));
   }
   static Codes load(const uint8_t* block, int s, int) {
     const uint8_t* p = block + offsetof(Block, words) + 8 * s;
     return with_signs(grid8(kGridIQ2XXS, p[0], p[1], p[2], p[3], kMagnitudesIQ2),
                       eight_signs_of_fields(load_u32(p + 4)));
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_times<Block>(g, at, 0.125f); }
+  static Scale scale(FileBlock b) { return scale_times<Block>(b, 0.125f); }
 };
 
 // IQ2_XS and IQ2_S: byte s has the two scales of sub-block s.
-inline void nibble_multipliers(const RowGroup* g, size_t at, uint32x4_t* out) {
-  const uint32x4_t words[2] = {row_words(g, at), row_words(g, at + 4)};
+inline void nibble_multipliers(FileBlock b, size_t at, uint32x4_t* out) {
+  const uint32x4_t words[2] = {row_words(b, at), row_words(b, at + 4)};
   for (int s = 0; s < kBlock256; ++s) {
     const uint32x4_t byte = field(words[s / 4], s % 4 * 8, 255);
     out[s] = odd(field(vorrq_u32(byte, vshlq_n_u32(byte, 4)), 0, 0x0f0f));
@@ -93,8 +92,8 @@ inline void nibble_multipliers(const RowGroup* g, size_t at, uint32x4_t* out) {
 
 struct FormatIQ2_XS : Format<BlockIQ2_XS> {
   static constexpr int kLargest = 43, kScales = 2;
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ2_XS>* out) {
-    nibble_multipliers(g, at + offsetof(Block, scales), out->k);
+  static void prepare(FileBlock b, uint32x4_t* k) {
+    nibble_multipliers(b, offsetof(Block, scales), k);
   }
   static Codes load(const uint8_t* block, int s, int) {
     const uint8_t* p = block + offsetof(Block, codes) + 8 * s;
@@ -105,7 +104,7 @@ struct FormatIQ2_XS : Format<BlockIQ2_XS> {
         grid8(kGridIQ2XS, low & 511, low >> 16 & 511, high & 511, high >> 16 & 511, kMagnitudesIQ2),
         eight_signs(sevens));
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_times<Block>(g, at, 0.125f); }
+  static Scale scale(FileBlock b) { return scale_times<Block>(b, 0.125f); }
 };
 
 // An index of 8 low bits and those above, of which index i's begin at bit `step` * i of `high`.
@@ -121,8 +120,8 @@ inline Codes grid8_of(const uint16_t* grid, uint32_t low, uint32_t high, int ste
 
 struct FormatIQ2_S : Format<BlockIQ2_S> {
   static constexpr int kLargest = 43, kScales = 2;
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ2_S>* out) {
-    nibble_multipliers(g, at + offsetof(Block, scales), out->k);
+  static void prepare(FileBlock b, uint32x4_t* k) {
+    nibble_multipliers(b, offsetof(Block, scales), k);
   }
   static Codes load(const uint8_t* block, int s, int) {
     const uint32_t low = load_u32(block + offsetof(Block, codes) + 4 * s);
@@ -130,15 +129,15 @@ struct FormatIQ2_S : Format<BlockIQ2_S> {
         grid8_of(kGridIQ2S, low, block[offsetof(Block, high) + s], 2, 3, kMagnitudesIQ2),
         load_u32(block + offsetof(Block, signs) + 4 * s));
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_times<Block>(g, at, 0.125f); }
+  static Scale scale(FileBlock b) { return scale_times<Block>(b, 0.125f); }
 };
 
 struct FormatIQ3_XXS : Format<BlockIQ3_XXS> {
   static constexpr int kLargest = 62, kScales = 1;
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ3_XXS>* out) {
+  static void prepare(FileBlock b, uint32x4_t* k) {
     uint32x4_t words[kBlock256];
-    row_runs(g, at + offsetof(Block, words), kBlock256, words);
-    for (int s = 0; s < kBlock256; ++s) out->k[s] = odd(vshrq_n_u32(words[s], 28));
+    row_runs(b, offsetof(Block, words), kBlock256, words);
+    for (int s = 0; s < kBlock256; ++s) k[s] = odd(vshrq_n_u32(words[s], 28));
   }
   static Codes load(const uint8_t* block, int s, int) {
     const uint8_t* p = block + offsetof(Block, codes) + 8 * s;
@@ -147,14 +146,14 @@ struct FormatIQ3_XXS : Format<BlockIQ3_XXS> {
     return with_signs(grid4(entries, kMagnitudesIQ3XXS),
                       eight_signs_of_fields(load_u32(block + offsetof(Block, words) + 4 * s)));
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_times<Block>(g, at, 0.25f); }
+  static Scale scale(FileBlock b) { return scale_times<Block>(b, 0.25f); }
 };
 
 struct FormatIQ3_S : Format<BlockIQ3_S> {
   static constexpr int kLargest = 15, kScales = 1;
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ3_S>* out) {
-    const uint32x4_t scales = row_words(g, at + offsetof(Block, scales));
-    for (int s = 0; s < kBlock256; ++s) out->k[s] = odd(field(scales, 4 * s, 15));
+  static void prepare(FileBlock b, uint32x4_t* k) {
+    const uint32x4_t scales = row_words(b, offsetof(Block, scales));
+    for (int s = 0; s < kBlock256; ++s) k[s] = odd(field(scales, 4 * s, 15));
   }
   static Codes load(const uint8_t* block, int s, int) {
     const uint8_t* p = block + offsetof(Block, codes) + 8 * s;
@@ -164,7 +163,7 @@ struct FormatIQ3_S : Format<BlockIQ3_S> {
     return with_signs(grid4(entries, kMagnitudesIQ3S),
                       load_u32(block + offsetof(Block, signs) + 4 * s));
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_at<Block>(g, at); }
+  static Scale scale(FileBlock b) { return scale_of<Block>(b); }
 };
 
 // Adds a byte of `deltas` to each eight columns.
@@ -178,10 +177,10 @@ inline Codes with_deltas(Codes q, uint32_t deltas) {
 
 struct FormatIQ1_S : Format<BlockIQ1_S> {
   static constexpr int kLargest = 9, kScales = 1;
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ1_S>* out) {
+  static void prepare(FileBlock b, uint32x4_t* k) {
     uint32x4_t pairs[4];
-    row_quads(g, at + offsetof(Block, high), pairs);
-    for (int s = 0; s < kBlock256; ++s) out->k[s] = odd(field(pairs[s / 2], s % 2 * 16 + 12, 7));
+    row_quads(b, offsetof(Block, high), pairs);
+    for (int s = 0; s < kBlock256; ++s) k[s] = odd(field(pairs[s / 2], s % 2 * 16 + 12, 7));
   }
   static Codes load(const uint8_t* block, int s, int) {
     const uint32_t low = load_u32(block + offsetof(Block, codes) + 4 * s);
@@ -189,18 +188,18 @@ struct FormatIQ1_S : Format<BlockIQ1_S> {
     return with_deltas(grid8_of(kGridIQ1, low, high, 3, 7, kValuesIQ1),
                        high >> 15 ? 0xffffffff : 0x01010101);
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_times<Block>(g, at, 0.125f); }
+  static Scale scale(FileBlock b) { return scale_times<Block>(b, 0.125f); }
 };
 
 struct FormatIQ1_M : Format<BlockIQ1_M> {
   static constexpr int kLargest = 9, kScales = 2;
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ1_M>* out) {
-    const uint32x4_t scales[2] = {row_words(g, at + offsetof(Block, scales)),
-                                  row_words(g, at + offsetof(Block, scales) + 4)};
+  static void prepare(FileBlock b, uint32x4_t* k) {
+    const uint32x4_t scales[2] = {row_words(b, offsetof(Block, scales)),
+                                  row_words(b, offsetof(Block, scales) + 4)};
     for (int s = 0; s < kBlock256; ++s) {
       const int shift = s / 2 % 2 * 16 + s % 2 * 6;
-      out->k[s] = odd(vorrq_u32(field(scales[s / 4], shift, 7),
-                                vshlq_n_u32(field(scales[s / 4], shift + 3, 7), 8)));
+      k[s] = odd(vorrq_u32(field(scales[s / 4], shift, 7),
+                           vshlq_n_u32(field(scales[s / 4], shift + 3, 7), 8)));
     }
   }
   static Codes load(const uint8_t* block, int s, int) {
@@ -211,9 +210,9 @@ struct FormatIQ1_M : Format<BlockIQ1_M> {
     return with_deltas(grid8_of(kGridIQ1, low, high, 4, 7, kValuesIQ1),
                        0x01010101 ^ minus * 0xfe);  // 1, or 255 where the byte of `minus` is 1
   }
-  static Scale scale(const RowGroup* g, size_t at) {  // the top nibbles of the four scales
-    const uint32x4_t low = row_words(g, at + offsetof(Block, scales));
-    const uint32x4_t high = row_words(g, at + offsetof(Block, scales) + 4);
+  static Scale scale(FileBlock b) {  // the top nibbles of the four scales
+    const uint32x4_t low = row_words(b, offsetof(Block, scales));
+    const uint32x4_t high = row_words(b, offsetof(Block, scales) + 4);
     const uint32x4_t d = vorrq_u32(vorrq_u32(field(low, 12, 0xf), field(low, 24, 0xf0)),
                                    vorrq_u32(field(high, 4, 0xf00), field(high, 16, 0xf000)));
     Scale scale;

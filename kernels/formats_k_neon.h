@@ -14,10 +14,6 @@ inline uint8x16_t two_bits(uint8x16_t bytes, int part, int up) {
                   vdupq_n_u8((uint8_t)(3 << up)));
 }
 
-inline uint8x16_t nibble(uint8x16_t bytes, int part) {
-  return part ? vshrq_n_u8(bytes, 4) : vandq_u8(bytes, vdupq_n_u8(15));
-}
-
 // (words >> shift) & mask
 inline uint32x4_t field(uint32x4_t words, int shift, uint32_t mask) {
   return vandq_u32(vshlq_u32(words, vdupq_n_s32(-shift)), vdupq_n_u32(mask));
@@ -30,126 +26,147 @@ inline uint32x4_t sub_bytes(uint32x4_t words, int value) {
 template <typename B>
 struct TwoBits : Format<B> {  // of each byte, and nothing else
   static constexpr int kParts = 4, kLargest = 3;
-  static Codes load(const uint8_t* block, int chunk, int part) {
-    const Bytes32 codes = load32(block + offsetof(B, codes) + 32 * chunk);
-    return codes_of(two_bits(codes.half[0], part, 0), two_bits(codes.half[1], part, 0));
+  template <typename Columns>
+  static int8x16_t codes(Columns x, int chunk, int part, int half) {
+    const uint8x16_t bytes = x.bytes(offsetof(B, codes) + 32 * chunk + 16 * half);
+    return vreinterpretq_s8_u8(two_bits(bytes, part, 0));
   }
 };
 
 struct FormatQ2_K : TwoBits<BlockQ2_K> {
   static constexpr int kScales = 2, kMins = 2;
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatQ2_K>* out) {
+  template <typename Four>
+  static void prepare(Four b, uint32x4_t* k) {
     uint32x4_t words[4];
-    row_quads(g, at + offsetof(Block, scales), words);
+    row_quads(b, offsetof(Block, scales), words);
     for (int s = 0; s < kBlock256; ++s) {
       const int i = s % 2 * 2;
       const uint32x4_t twice = pick_bytes(words[s / 2], i, i + 1, i, i + 1);
-      out->k[s] = vorrq_u32(field(twice, 0, 0x0f0f), field(twice, 4, 0x0f0f0000));
+      k[s] = vorrq_u32(field(twice, 0, 0x0f0f), field(twice, 4, 0x0f0f0000));
     }
   }
-  static Scale scale(const RowGroup* g, size_t at) {
-    return scale_and_dmin(row_words(g, at + offsetof(Block, d)));
+  template <typename Four>
+  static Scale scale(Four b) {
+    return scale_and_dmin<Block>(b);
   }
 };
 
 struct FormatQ3_K : Format<BlockQ3_K> {
   static constexpr int kParts = 4, kOffset = 4, kLargest = 7, kScales = 2;
-  static Codes load(const uint8_t* block, int chunk, int part) {
-    const Bytes32 codes = load32(block + offsetof(Block, codes) + 32 * chunk);
-    const Bytes32 high = load32(block + offsetof(Block, high));
-    const int bit = chunk * kParts + part;
-    return codes_of(vorrq_u8(two_bits(codes.half[0], part, 0), where_bit(high.half[0], bit, 4)),
-                    vorrq_u8(two_bits(codes.half[1], part, 0), where_bit(high.half[1], bit, 4)));
+  template <typename Columns>
+  static int8x16_t codes(Columns x, int chunk, int part, int half) {
+    const uint8x16_t low = x.bytes(offsetof(Block, codes) + 32 * chunk + 16 * half);
+    const uint8x16_t high = x.bytes(offsetof(Block, high) + 16 * half);
+    return vreinterpretq_s8_u8(
+        vorrq_u8(two_bits(low, part, 0), where_bit(high, chunk * kParts + part, 4)));
   }
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatQ3_K>* out) {
-    // The last 16 bytes of the block: two codes, the scales, d.
-    uint32x4_t quads[4], raw[3];
-    row_quads(g, at + offsetof(Block, scales) - 2, quads);
-    for (int i = 0; i < 3; ++i)
-      raw[i] = vorrq_u32(vshrq_n_u32(quads[i], 16), vshlq_n_u32(quads[i + 1], 16));
+  template <typename Four>
+  static void prepare(Four b, uint32x4_t* k) {
+    uint32x4_t words[3];
+    row_triples(b, offsetof(Block, scales), words);
     for (int i = 0; i < 4; ++i) {  // scales 4i..4i+3
-      const uint32x4_t low = field(raw[i % 2], i / 2 * 4, 0x0f0f0f0f);
-      const uint32x4_t high = vshlq_n_u32(field(raw[2], 2 * i, 0x03030303), 4);
-      const uint32x4_t k = sub_bytes(vorrq_u32(low, high), 32);
-      out->k[2 * i] = pick_bytes(k, 0, 1, -128, -128);
-      out->k[2 * i + 1] = pick_bytes(k, 2, 3, -128, -128);
+      const uint32x4_t low = field(words[i % 2], i / 2 * 4, 0x0f0f0f0f);
+      const uint32x4_t high = vshlq_n_u32(field(words[2], 2 * i, 0x03030303), 4);
+      const uint32x4_t four = sub_bytes(vorrq_u32(low, high), 32);
+      k[2 * i] = pick_bytes(four, 0, 1, -128, -128);
+      k[2 * i + 1] = pick_bytes(four, 2, 3, -128, -128);
     }
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_at<Block>(g, at); }
+  template <typename Four>
+  static Scale scale(Four b) {
+    return scale_of<Block>(b);
+  }
 };
 
-// Q4_K and Q5_K begin alike: d, dmin and 12 bytes of scales.
-template <typename F>
-void multipliers_of_k4(const RowGroup* g, size_t at, Prepared<F>* out) {
-  uint32x4_t quads[4];
-  row_quads(g, at, quads);
+// The 12 bytes of scales of Q4_K and Q5_K.
+template <typename Four>
+void multipliers_of_k4(Four b, size_t at, uint32x4_t* out) {
+  uint32x4_t words[3];
+  row_triples(b, at, words);
   const uint32_t six = 0x3f3f3f3f, four = 0x0f0f0f0f, top = 0x30303030;
-  const uint32x4_t k[2] = {field(quads[1], 0, six),
-                           vorrq_u32(field(quads[3], 0, four), field(quads[1], 2, top))};
-  const uint32x4_t n[2] = {field(quads[2], 0, six),
-                           vorrq_u32(field(quads[3], 4, four), field(quads[2], 2, top))};
+  const uint32x4_t k[2] = {field(words[0], 0, six),
+                           vorrq_u32(field(words[2], 0, four), field(words[0], 2, top))};
+  const uint32x4_t n[2] = {field(words[1], 0, six),
+                           vorrq_u32(field(words[2], 4, four), field(words[1], 2, top))};
   for (int s = 0; s < kBlock256; ++s)
-    out->k[s] = vorrq_u32(pick_bytes(k[s / 4], s % 4, s % 4, -128, -128),
-                          pick_bytes(n[s / 4], -128, -128, s % 4, s % 4));
+    out[s] = vorrq_u32(pick_bytes(k[s / 4], s % 4, s % 4, -128, -128),
+                       pick_bytes(n[s / 4], -128, -128, s % 4, s % 4));
 }
 
-struct FormatQ4_K : Format<BlockQ4_K> {
-  static constexpr int kParts = 2, kLargest = 15, kScales = 1, kMins = 2;
-  static Codes load(const uint8_t* block, int chunk, int part) {
-    const Bytes32 codes = load32(block + offsetof(Block, codes) + 32 * chunk);
-    return codes_of(nibble(codes.half[0], part), nibble(codes.half[1], part));
+template <typename B>
+struct FormatK4 : Format<B> {
+  static constexpr int kParts = 2, kScales = 1, kMins = 2;
+  template <typename Columns>
+  static uint8x16_t nibbles(Columns x, int chunk, int part, int half) {
+    return nibble(x.bytes(offsetof(B, codes) + 32 * chunk + 16 * half), part);
   }
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatQ4_K>* out) {
-    multipliers_of_k4(g, at, out);
+  template <typename Four>
+  static void prepare(Four b, uint32x4_t* k) {
+    multipliers_of_k4(b, offsetof(B, scales), k);
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_and_dmin(row_words(g, at)); }
+  template <typename Four>
+  static Scale scale(Four b) {
+    return scale_and_dmin<B>(b);
+  }
 };
 
-struct FormatQ5_K : Format<BlockQ5_K> {
-  static constexpr int kParts = 2, kLargest = 31, kScales = 1, kMins = 2;
-  static Codes load(const uint8_t* block, int chunk, int part) {
-    const Bytes32 codes = load32(block + offsetof(Block, codes) + 32 * chunk);
-    const Bytes32 high = load32(block + offsetof(Block, high));
-    const int bit = chunk * kParts + part;
-    return codes_of(vorrq_u8(nibble(codes.half[0], part), where_bit(high.half[0], bit, 16)),
-                    vorrq_u8(nibble(codes.half[1], part), where_bit(high.half[1], bit, 16)));
+struct FormatQ4_K : FormatK4<BlockQ4_K> {
+  static constexpr int kLargest = 15;
+  template <typename Columns>
+  static int8x16_t codes(Columns x, int chunk, int part, int half) {
+    return vreinterpretq_s8_u8(nibbles(x, chunk, part, half));
   }
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatQ5_K>* out) {
-    multipliers_of_k4(g, at, out);
+};
+
+struct FormatQ5_K : FormatK4<BlockQ5_K> {
+  static constexpr int kLargest = 31;
+  template <typename Columns>
+  static int8x16_t codes(Columns x, int chunk, int part, int half) {
+    const uint8x16_t high = x.bytes(offsetof(Block, high) + 16 * half);
+    return vreinterpretq_s8_u8(
+        vorrq_u8(nibbles(x, chunk, part, half), where_bit(high, chunk * kParts + part, 16)));
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_and_dmin(row_words(g, at)); }
 };
 
 struct FormatQ6_K : Format<BlockQ6_K> {
   static constexpr int kParts = 4, kOffset = 32, kLargest = 63, kScales = 2;
-  static Codes load(const uint8_t* block, int chunk, int part) {
-    const Bytes32 codes = load32(block + offsetof(Block, codes) + 64 * chunk + 32 * (part % 2));
-    const Bytes32 high = load32(block + offsetof(Block, high) + 32 * chunk);
-    return codes_of(vorrq_u8(nibble(codes.half[0], part / 2), two_bits(high.half[0], part, 4)),
-                    vorrq_u8(nibble(codes.half[1], part / 2), two_bits(high.half[1], part, 4)));
+  template <typename Columns>
+  static int8x16_t codes(Columns x, int chunk, int part, int half) {
+    const uint8x16_t low =
+        x.bytes(offsetof(Block, codes) + 64 * chunk + 32 * (part % 2) + 16 * half);
+    const uint8x16_t high = x.bytes(offsetof(Block, high) + 32 * chunk + 16 * half);
+    return vreinterpretq_s8_u8(vorrq_u8(nibble(low, part / 2), two_bits(high, part, 4)));
   }
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatQ6_K>* out) {
+  template <typename Four>
+  static void prepare(Four b, uint32x4_t* k) {
     uint32x4_t words[4];
-    row_quads(g, at + offsetof(Block, scales), words);
+    row_quads(b, offsetof(Block, scales), words);
     for (int s = 0; s < kBlock256; ++s)
-      out->k[s] = pick_bytes(words[s / 2], s % 2 * 2, s % 2 * 2 + 1, -128, -128);
+      k[s] = pick_bytes(words[s / 2], s % 2 * 2, s % 2 * 2 + 1, -128, -128);
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_at<Block>(g, at); }
+  template <typename Four>
+  static Scale scale(Four b) {
+    return scale_of<Block>(b);
+  }
 };
 
 struct FormatIQ4_XS : Format<BlockIQ4_XS> {
   static constexpr int kLargest = 127, kScales = 1;
-  static Codes load(const uint8_t* block, int chunk, int) {
-    return look_up(kCodebookIQ4, unpack_nibbles(block + offsetof(Block, codes) + 16 * chunk));
+  template <typename Columns>
+  static int8x16_t codes(Columns x, int chunk, int, int half) {
+    return look_up(kCodebookIQ4, nibble(x.bytes(offsetof(Block, codes) + 16 * chunk), half));
   }
-  static void prepare(const RowGroup* g, size_t at, Prepared<FormatIQ4_XS>* out) {
-    const uint32x4_t high = vshrq_n_u32(row_words(g, at), 16);
-    const uint32x4_t low = row_words(g, at + offsetof(Block, scales_low));
+  template <typename Four>
+  static void prepare(Four b, uint32x4_t* k) {
+    const uint32x4_t high = vmovl_u16(row_shorts(b, offsetof(Block, scales_high)));
+    const uint32x4_t low = row_words(b, offsetof(Block, scales_low));
     for (int s = 0; s < kBlock256; ++s)
-      out->k[s] =
-          sub_bytes(vorrq_u32(field(low, 4 * s, 15), vshlq_n_u32(field(high, 2 * s, 3), 4)), 32);
+      k[s] = sub_bytes(vorrq_u32(field(low, 4 * s, 15), vshlq_n_u32(field(high, 2 * s, 3), 4)), 32);
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_at<Block>(g, at); }
+  template <typename Four>
+  static Scale scale(Four b) {
+    return scale_of<Block>(b);
+  }
 };
 
 // Ternary: no multipliers.
@@ -165,32 +182,33 @@ struct FormatTQ1_0 : Format<BlockTQ1_0> {
     const uint16x8_t low = vmull_u8(vget_low_u8(shifted), vget_low_u8(three));
     return vshrn_high_n_u16(vshrn_n_u16(low, 8), vmull_high_u8(shifted, three), 8);
   }
-  static Codes load(const uint8_t* block, int chunk, int) {
+  template <typename Columns>
+  static int8x16_t codes(Columns x, int chunk, int, int half) {
     static const Source kSources[kBlock256] = {
         {0, 16, {1, 1, 1, 1, 1, 1, 1, 1}},         {0, 16, {3, 3, 3, 3, 3, 3, 3, 3}},
         {0, 16, {9, 9, 9, 9, 9, 9, 9, 9}},         {0, 16, {27, 27, 27, 27, 27, 27, 27, 27}},
         {0, 16, {81, 81, 81, 81, 81, 81, 81, 81}}, {32, 32, {1, 1, 1, 1, 3, 3, 3, 3}},
-        {32, 32, {9, 9, 9, 9, 27, 27, 27, 27}},    {32, 38, {81, 81, 81, 81, 1, 3, 9, 27}},
+        {32, 32, {9, 9, 9, 9, 27, 27, 27, 27}},    {32, 48, {81, 81, 81, 81, 1, 3, 9, 27}},
     };
     const Source* from = &kSources[chunk];
-    const uint8x16_t fours = {0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3};
-    const uint8x8_t powers = vld1_u8(from->power);
-    const uint8x16_t power = vcombine_u8(powers, powers);
-    const uint8x16_t low = vld1q_u8(block + from->low);
-    uint8x16_t high = vld1q_u8(block + from->high);
-    if (chunk == 7) {  // the end of the block: ten codes, `high`, which serves four times, and d
-      const uint8x16_t last = {10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13};
-      high = vqtbl1q_u8(high, last);
-    }
-    return codes_of(trits(low, vqtbl1q_u8(power, fours)),
-                    trits(high, vqtbl1q_u8(power, vaddq_u8(fours, vdupq_n_u8(4)))));
+    // The last columns' codes are trits 0..3 of the four bytes of `high`.
+    const bool last = half == 1 && chunk == kBlock256 - 1;
+    const uint8x16_t bytes =
+        last ? x.same(offsetof(Block, high)) : x.bytes(half ? from->high : from->low);
+    return vreinterpretq_s8_u8(trits(bytes, x.fours(from->power + 4 * half)));
   }
-  static Scale scale(const RowGroup* g, size_t at) { return scale_at<Block>(g, at); }
+  template <typename Four>
+  static Scale scale(Four b) {
+    return scale_of<Block>(b);
+  }
 };
 
 struct FormatTQ2_0 : TwoBits<BlockTQ2_0> {
   static constexpr int kOffset = 1;
-  static Scale scale(const RowGroup* g, size_t at) { return scale_at<Block>(g, at); }
+  template <typename Four>
+  static Scale scale(Four b) {
+    return scale_of<Block>(b);
+  }
 };
 
 }  // namespace

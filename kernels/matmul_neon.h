@@ -2,24 +2,14 @@
 // linkage here: see CONTRIBUTING.md, "add a kernel ISA". It is compiled three times: for ARMv8.0,
 // with the dot product instructions, and with those for 8-bit matrices besides.
 //
-// One token: four rows at a time straight from the file layout; four rows' integers (lane = row) go
-// through the canonical arithmetic together. Several tokens: of eight rows, two `units` of
-// four, a slab of columns at a time is unpacked into scratch. There a vector has eight columns of
-// two rows, which is what all three instruction sets multiply by the same eight columns of one or
-// two tokens.
-//
-// A format F is a struct derived from `Format`, which has the defaults:
-//   kParts                sub-blocks that share bytes: the loop over them is unrolled
-//   kOffset               what is to be subtracted from the codes that `load` returns
-//   kLargest              the largest magnitude of these codes, at most 128
-//   kScales               multipliers k: 0 none, 1 per 32 columns, 2 per 16 columns
-//   kMins                 0: no m; 1: m, but no multipliers n; 2: n too, as many as k
-//   scale(g, at)              d (and m) of the block at byte `at` of four rows
-//   prepare(g, at, out)       multipliers of that block, if it has any
-//   load(block, chunk, part)  the 32 codes of sub-block chunk * kParts + part of one row
+// One token: four rows at a time straight from the file layout, or eight interleaved ones; four
+// rows' integers (lane = row) go through the canonical arithmetic together. Several tokens: of
+// eight rows, two `units` of four, a slab of columns at a time is unpacked into scratch. There a
+// vector has eight columns of two rows, which is what all three instruction sets multiply by the
+// same eight columns of one or two tokens.
 #pragma once
 
-#include "kernels/rows_neon.h"
+#include "kernels/one_token_neon.h"
 
 namespace edge_rt {
 namespace {
@@ -28,145 +18,6 @@ constexpr int kUnits = 2;  // of four rows in scratch
 constexpr int kUnitRows = kLanes * kUnits;
 constexpr int kSlabColumns = 1024;  // unpacked at a time: 10 KiB, which stay in the first cache
 constexpr int kSlabTokens = 64;     // whose sums wait for the next slab
-
-// What is computed for four rows of a block at once, lane = row.
-template <typename F>
-struct Prepared {
-  static constexpr int kSubBlocks = F::Block::kColumns / kBlockColumns;
-  uint32x4_t k[kSubBlocks];  // k0, k1 (signed), n0 and n1 (not negative), a byte each, lowest first
-};
-
-template <typename B>
-struct Format {
-  typedef B Block;
-  static constexpr int kParts = 1, kOffset = 0, kScales = 0, kMins = 0;
-};
-
-inline void store(const Output* out, int token, int row, int n_rows, float32x4_t y) {
-  float* p = out->y + token * out->stride + row;
-  if (row + kLanes <= n_rows) {
-    vst1q_f32(p, out->accumulate ? vaddq_f32(vld1q_f32(p), y) : y);
-    return;
-  }
-  float lane[kLanes];
-  vst1q_f32(lane, y);
-  for (int i = 0; row + i < n_rows; ++i) p[i] = out->accumulate ? p[i] + lane[i] : lane[i];
-}
-
-inline int32x4_t multiplier_k0(uint32x4_t k) {
-  return vshrq_n_s32(vshlq_n_s32(vreinterpretq_s32_u32(k), 24), 24);
-}
-inline int32x4_t multiplier_k1(uint32x4_t k) {
-  return vshrq_n_s32(vshlq_n_s32(vreinterpretq_s32_u32(k), 16), 24);
-}
-inline int32x4_t multiplier_n0(uint32x4_t k) {
-  return vreinterpretq_s32_u32(vandq_u32(vshrq_n_u32(k, 16), vdupq_n_u32(255)));
-}
-inline int32x4_t multiplier_n1(uint32x4_t k) { return vreinterpretq_s32_u32(vshrq_n_u32(k, 24)); }
-
-// S from the sums over the two halves, which have the codes' offset in them; without multipliers
-// per half `low` is the sum over both.
-template <typename F>
-inline int32x4_t total_of(int32x4_t low, int32x4_t high, uint32x4_t k, const int16_t* sums) {
-  if (F::kScales == 2) {
-    if (F::kOffset != 0) {
-      low = vsubq_s32(low, vdupq_n_s32(F::kOffset * sums[0]));
-      high = vsubq_s32(high, vdupq_n_s32(F::kOffset * sums[1]));
-    }
-    return vmlaq_s32(vmulq_s32(multiplier_k0(k), low), multiplier_k1(k), high);
-  }
-  if (F::kOffset != 0) low = vsubq_s32(low, vdupq_n_s32(F::kOffset * (sums[0] + sums[1])));
-  return F::kScales == 0 ? low : vmulq_s32(multiplier_k0(k), low);
-}
-
-// y after the line of d, then of m.
-template <typename F>
-inline float32x4_t finish(float32x4_t y, int32x4_t total, Scale scale, uint32x4_t k, float dx,
-                          const int16_t* sums) {
-  y = vfmaq_f32(y, vmulq_n_f32(scale.d, dx), vcvtq_f32_s32(total));
-  if (F::kMins == 0) return y;
-  int32x4_t total_x;
-  if (F::kMins == 1) {
-    total_x = vdupq_n_s32(sums[0] + sums[1]);
-  } else if (F::kScales == 1) {
-    total_x = vmulq_n_s32(multiplier_n0(k), sums[0] + sums[1]);
-  } else {
-    total_x = vmlaq_n_s32(vmulq_n_s32(multiplier_n0(k), sums[0]), multiplier_n1(k), sums[1]);
-  }
-  return vfmaq_f32(y, vmulq_n_f32(scale.m, dx), vcvtq_f32_s32(total_x));
-}
-
-// Products of codes (at most 128) and activations (at most 127): two of them fit into 16 bits, four
-// where the codes are at most 64.
-template <typename F>
-constexpr bool four_fit() {
-  return 4 * 127 * F::kLargest <= 32767;
-}
-
-// The sum of 16 products, in four parts.
-inline int32x4_t dot16(int8x16_t c, int8x16_t x) {
-#ifdef __ARM_FEATURE_DOTPROD
-  return vdotq_s32(vdupq_n_s32(0), c, x);
-#else
-  return vpaddlq_s16(vmlal_high_s8(vmull_s8(vget_low_s8(c), vget_low_s8(x)), c, x));
-#endif
-}
-
-// The sum of 32 products, in four parts.
-template <typename F>
-inline int32x4_t dot32(Codes q, int8x16_t x0, int8x16_t x1) {
-#ifdef __ARM_FEATURE_DOTPROD
-  return vdotq_s32(dot16(q.half[0], x0), q.half[1], x1);
-#else
-  if (!four_fit<F>()) return vaddq_s32(dot16(q.half[0], x0), dot16(q.half[1], x1));
-  const int16x8_t p = vmull_s8(vget_low_s8(q.half[0]), vget_low_s8(x0));
-  const int16x8_t r = vmull_s8(vget_low_s8(q.half[1]), vget_low_s8(x1));
-  return vpaddlq_s16(vaddq_s16(vmlal_high_s8(p, q.half[0], x0), vmlal_high_s8(r, q.half[1], x1)));
-#endif
-}
-
-inline int32x4_t sum_rows(const int32x4_t* t) {  // of each row's four parts; lane = row
-  return vpaddq_s32(vpaddq_s32(t[0], t[1]), vpaddq_s32(t[2], t[3]));
-}
-
-template <typename F>
-void one_token(const Rows* w, const Activations* x, const Output* out) {
-  constexpr int kSubBlocks = F::Block::kColumns / kBlockColumns;
-  const int n_blocks = w->n_cols / F::Block::kColumns;
-  for (int first = 0; first < w->n_rows; first += kLanes) {
-    const RowGroup g = group_at(w, first);
-    const int8_t* codes = x->codes;
-    const float* scales = x->scales;
-    const int16_t* sums = x->sums;
-    float32x4_t y = vdupq_n_f32(0);
-    for (int b = 0; b < n_blocks; ++b) {
-      const size_t at = (size_t)b * sizeof(typename F::Block);
-      const Scale scale = F::scale(&g, at);
-      Prepared<F> prepared;
-      if constexpr (F::kScales != 0) F::prepare(&g, at, &prepared);
-      for (int chunk = 0; chunk < kSubBlocks / F::kParts; ++chunk) {
-#pragma GCC unroll 4
-        for (int part = 0; part < F::kParts; ++part) {
-          const int s = chunk * F::kParts + part;
-          const int8x16_t x0 = vld1q_s8(codes), x1 = vld1q_s8(codes + 16);
-          int32x4_t low[kLanes], high[kLanes];
-#pragma GCC unroll 4
-          for (int i = 0; i < kLanes; ++i) {
-            const Codes q = F::load(g.row[i] + at, chunk, part);
-            low[i] = F::kScales == 2 ? dot16(q.half[0], x0) : dot32<F>(q, x0, x1);
-            if (F::kScales == 2) high[i] = dot16(q.half[1], x1);
-          }
-          const int32x4_t sum = sum_rows(low);
-          const uint32x4_t k = F::kScales != 0 ? prepared.k[s] : vdupq_n_u32(0);
-          const int32x4_t total = total_of<F>(sum, F::kScales == 2 ? sum_rows(high) : sum, k, sums);
-          y = finish<F>(y, total, scale, k, *scales, sums);
-          codes += kBlockColumns, scales += 1, sums += 2;
-        }
-      }
-    }
-    store(out, 0, first, w->n_rows, y);
-  }
-}
 
 // A unit in scratch, in vectors of 16 bytes: per block d, then m if the format has one; per
 // sub-block the codes, columns 8i..8i+7 of rows 0 and 1, then of rows 2 and 3, for i = 0..3; then
@@ -184,27 +35,45 @@ inline int8x16_t pair_of_rows(int8x16_t a, int8x16_t b, int upper) {
   return vreinterpretq_s8_s64(upper ? vzip2q_s64(p, q) : vzip1q_s64(p, q));
 }
 
-// The blocks first..first + n_blocks - 1 of a unit.
 template <typename F>
-void unpack_unit(const RowGroup* g, int first, int n_blocks, int8x16_t* v) {
+inline void unpack_codes(FileBlock b, int chunk, int part, int8x16_t* v) {
+  Codes q[kLanes];
+  for (int i = 0; i < kLanes; ++i) q[i] = load_codes<F>(b.row(i), chunk, part);
+  for (int i = 0; i < 4; ++i)
+    for (int row = 0; row < kLanes; row += 2)
+      *v++ = pair_of_rows(q[row].half[i / 2], q[row + 1].half[i / 2], i % 2);
+}
+
+template <typename F>
+inline void unpack_codes(WordBlock<typename F::Block> b, int chunk, int part, int8x16_t* v) {
+  for (int half = 0; half < 2; ++half) {
+    int8x16_t codes[4];
+    word_codes<F>(b, chunk, part, half, codes);
+    for (int i = 0; i < 4; i += 2) {
+      const int32x4_t p = vreinterpretq_s32_s8(codes[i]), q = vreinterpretq_s32_s8(codes[i + 1]);
+      *v++ = vreinterpretq_s8_s32(vzip1q_s32(p, q));
+      *v++ = vreinterpretq_s8_s32(vzip2q_s32(p, q));
+    }
+  }
+}
+
+// The blocks first..first + n_blocks - 1 of a unit.
+template <typename F, typename Units>
+void unpack_unit(const Units& units, int unit, int first, int n_blocks, int8x16_t* v) {
   constexpr int kSubBlocks = F::Block::kColumns / kBlockColumns;
   for (int b = first; b < first + n_blocks; ++b) {
-    const size_t at = (size_t)b * sizeof(typename F::Block);
-    const Scale scale = F::scale(g, at);
+    const auto block = units.template block<F>(b, unit);
+    const Scale scale = F::scale(block);
     *v++ = vreinterpretq_s8_f32(scale.d);
     if (F::kMins != 0) *v++ = vreinterpretq_s8_f32(scale.m);
-    Prepared<F> prepared;
-    if constexpr (F::kScales != 0) F::prepare(g, at, &prepared);
+    uint32x4_t k[kSubBlocks];
+    if constexpr (F::kScales != 0) F::prepare(block, k);
     for (int chunk = 0; chunk < kSubBlocks / F::kParts; ++chunk) {
 #pragma GCC unroll 4
       for (int part = 0; part < F::kParts; ++part) {
-        const int s = chunk * F::kParts + part;
-        Codes q[kLanes];
-        for (int i = 0; i < kLanes; ++i) q[i] = F::load(g->row[i] + at, chunk, part);
-        for (int i = 0; i < 4; ++i)
-          for (int row = 0; row < kLanes; row += 2)
-            *v++ = pair_of_rows(q[row].half[i / 2], q[row + 1].half[i / 2], i % 2);
-        if constexpr (F::kScales != 0) *v++ = vreinterpretq_s8_u32(prepared.k[s]);
+        unpack_codes<F>(block, chunk, part, v);
+        v += kCodeVectors;
+        if constexpr (F::kScales != 0) *v++ = vreinterpretq_s8_u32(k[chunk * F::kParts + part]);
       }
     }
   }
@@ -329,17 +198,42 @@ void several_tokens(const int8x16_t* slab, int first, int n_blocks, const Activa
     for (int u = 0; u < kUnits; ++u) y_of[t][u] = y[t][u];
 }
 
+// Unpacks a slab of eight rows, of which the first is `row`.
+template <typename F>
+void unpack_slab(const Rows* w, int row, bool interleaved, int first, int n_blocks,
+                 int8x16_t* slab) {
+  for (int u = 0; u < kUnits; ++u, slab += (size_t)n_blocks * vectors_per_block<F>()) {
+    if constexpr (kInterleaves<F>) {
+      if (interleaved) {
+        const WordUnits units = {w->data + (size_t)row * w->row_bytes};
+        unpack_unit<F>(units, u, first, n_blocks, slab);
+        continue;
+      }
+    }
+    unpack_unit<F>(FileUnits{group_at(w, row + u * kLanes)}, 0, first, n_blocks, slab);
+  }
+}
+
 template <typename F>
 void matmul_blocks(const Rows* w, const Activations* x, int n_tokens, const Output* out,
                    uint8_t* scratch) {
-  if (n_tokens == 1) return one_token<F>(w, x, out);
+  // Rows past a multiple of eight are as in the file.
+  const int n_interleaved =
+      kInterleaves<F> && w->interleaved ? w->n_rows / kInterleavedRows * kInterleavedRows : 0;
+  if (n_tokens == 1) {
+    if constexpr (kInterleaves<F>)
+      for (int row = 0; row < n_interleaved; row += kInterleavedRows)
+        one_token<F, kUnits>(WordUnits{w->data + (size_t)row * w->row_bytes}, row, w, x, out);
+    for (int row = n_interleaved; row < w->n_rows; row += kLanes)
+      one_token<F, 1>(FileUnits{group_at(w, row)}, row, w, x, out);
+    return;
+  }
   constexpr int kSlab = kSlabColumns / F::Block::kColumns;
   static_assert(kSlab * kUnits * vectors_per_block<F>() * 16 <= kUnpackedBytes,
                 "see matmul_scratch_bytes");
   const int n_blocks = w->n_cols / F::Block::kColumns;
   int8x16_t* slab = (int8x16_t*)(((uintptr_t)scratch + 63) & ~(uintptr_t)63);
   for (int row = 0; row < w->n_rows; row += kUnitRows) {
-    const RowGroup g[kUnits] = {group_at(w, row), group_at(w, row + kLanes)};
     for (int token = 0; token < n_tokens; token += kSlabTokens) {
       const int n = n_tokens - token < kSlabTokens ? n_tokens - token : kSlabTokens;
       float32x4_t y[kSlabTokens][kUnits];
@@ -348,8 +242,7 @@ void matmul_blocks(const Rows* w, const Activations* x, int n_tokens, const Outp
       for (int first = 0; first < n_blocks; first += kSlab) {
         const int count = n_blocks - first < kSlab ? n_blocks - first : kSlab;
         if (token == 0 || n_blocks > kSlab)
-          for (int u = 0; u < kUnits; ++u)
-            unpack_unit<F>(&g[u], first, count, slab + (size_t)u * count * vectors_per_block<F>());
+          unpack_slab<F>(w, row, row < n_interleaved, first, count, slab);
         int t = 0;
         for (; t + 4 <= n; t += 4) several_tokens<F, 4>(slab, first, count, x, token + t, y + t);
         if (n - t >= 2) {

@@ -161,7 +161,7 @@ void test_long() {  // what a kernel of several tokens may take in pieces
   Random random(4);
   for (int format : kAllFormats) {
     const int columns = layout_of(format).columns;
-    const int rows = static_cast<int>(random.between(1, 9));
+    const int rows = static_cast<int>(random.between(1, 17));
     const int cols = static_cast<int>(columns * random.between(1024 / columns, 2600 / columns));
     const int tokens = static_cast<int>(random.between(2, 140));
     const MatmulProblem p(random, format, rows, cols, tokens);
@@ -169,6 +169,11 @@ void test_long() {  // what a kernel of several tokens may take in pieces
     for (const Kernels* kernels : tables())
       CHECK_CASE(p.run_all(kernels) == truth, "%s format %d rows %d cols %d tokens %d",
                  kernels->name, format, rows, cols, tokens);
+    if (!p.can_interleave()) continue;
+    for (const Kernels* kernels : interleaving_tables())
+      CHECK_CASE(p.with_interleaved_rows(kernels).run_all(kernels) == truth,
+                 "%s format %d rows %d cols %d tokens %d, interleaved", kernels->name, format, rows,
+                 cols, tokens);
   }
 }
 
