@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np  # noqa: F401  its threads are there before ours are counted
 import pytest
 
-import edge_rt.engine
-from edge_rt import BudgetError, Engine, StorageError, UsageError
+from edge_rt import BudgetError, Engine, StorageError, UsageError, life_cycle
 from edge_rt.flash_io._flash_io import Faults
 
 PROMPT = [1, 403, 407, 261]
@@ -105,7 +104,7 @@ def test_closing_from_another_thread(stories_model: Path, use: str) -> None:
         thread.start()
         time.sleep(random.uniform(0, 0.1))
         engine.close()
-        assert engine._runtime is None and engine._arena is None
+        assert engine._life.runtime is None and engine._life.arena is None
         thread.join(30)
         assert not thread.is_alive()
         assert isinstance(errors[0], UsageError) and "closed" in str(errors[0])
@@ -115,7 +114,7 @@ def test_closing_from_another_thread(stories_model: Path, use: str) -> None:
 
 def test_closing_in_a_callback(stories_model: Path) -> None:
     engine = Engine(stories_model, ram="4GiB")
-    engine._progress = lambda *_: engine.close()
+    engine._life.progress = lambda *_: engine.close()
     with pytest.raises(UsageError, match="closed"):
         engine.resize("3GiB")
     with pytest.raises(UsageError, match="closed"):
@@ -200,8 +199,8 @@ def test_engines_that_are_dropped_on_a_silent_drive(
                 while True:  # as it is built, or in its first request
                     tokens_of(Engine(stories_model, ram="4GiB", weight_cap="64KiB", threads=1))
             faults.clear()
-        alive = filter(None, [engine() for engine in edge_rt.engine._engines])
-        assert not [engine for engine in alive if engine._runtime is not None]
+        alive = filter(None, [life() for life in life_cycle._alive])
+        assert not [life for life in alive if life.runtime is not None]
         with Engine(stories_model, ram="4GiB") as engine:
             assert tokens_of(engine) == expected
     finally:
@@ -209,10 +208,10 @@ def test_engines_that_are_dropped_on_a_silent_drive(
         stop.set()
         thread.join()
     assert max(b - a for a, b in pairwise(beats)) < NOTICED_S
-    assert edge_rt.engine._unanswered
+    assert life_cycle._unanswered
     time.sleep(HANG_S)
     with Engine(stories_model, ram="4GiB"):
-        assert not edge_rt.engine._unanswered
+        assert not life_cycle._unanswered
     assert threads_end(before)
 
 
@@ -368,7 +367,7 @@ def test_closing_while_the_drive_hangs(stories_model: Path, faults: Faults) -> N
     with pytest.raises(UsageError, match="closed"):
         engine.generate(PROMPT)
     engine.close()
-    assert engine._runtime is None
+    assert engine._life.runtime is None
 
 
 def opcodes(code: Callable[[], object], stop_at: int, modules: tuple[str, ...]) -> int:
@@ -637,4 +636,4 @@ def test_a_resize_that_fails(stories_model: Path, faults: Faults) -> None:
     for call in (lambda: engine.resize("3GiB"), lambda: engine.generate(PROMPT)):
         with pytest.raises(UsageError, match="closed"):
             call()
-    assert engine._arena is None
+    assert engine._life.arena is None
