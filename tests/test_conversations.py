@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import edge_rt.planner as planner
+import edge_rt.tiles as tiles
 from edge_rt import Engine, StorageError
 from edge_rt.flash_io._flash_io import Faults
 
@@ -226,7 +227,7 @@ def test_any_history_gives_the_same_bits(
     monkeypatch.setattr(planner, "MIN_PASS_TOKENS", longest // rng.choice([1, 4]))
     monkeypatch.setattr(planner, "MAX_PASS_TOKENS", longest)
     monkeypatch.setattr(planner, "MIN_LOGIT_ROWS", 3)
-    monkeypatch.setattr(planner, "_MIN_TILE_BYTES", 4096)
+    monkeypatch.setattr(tiles, "_MIN_TILE_BYTES", 4096)
     options = {"kv": kv, "threads": rng.choice([1, 2, 3]), "io": rng.choice(["uring", "pread"])}
     walk = Walk(rng, path, n_vocab, truth, faults, options)
     if any(layer.window for layer in walk.engine._planner.program.hyper.layers):
