@@ -57,7 +57,7 @@ inline int kv_format_or_throw(const std::string& name) {
   return format;
 }
 
-void bind_life_cycle(nb::module_& m);  // who may use an engine, what it holds, how that ends  // who may use an engine, what it holds, how that ends
+void bind_life_cycle(nb::module_& m);  // who may use an engine, what it holds, how that ends
 void bind_runtime(nb::module_& m);
 
 }  // namespace edge_rt
