@@ -228,7 +228,7 @@ def bench(
     if prompt < 0 or warmup < 0:
         raise UsageError("--prompt and --warmup must not be negative")
     path = o.model_path(model)
-    from edge_rt.engine import make_settings, open_planner
+    from edge_rt.opening import make_settings, open_planner
 
     ids = read_ids(tokens) if tokens is not None else None
     if ids is not None and not ids:

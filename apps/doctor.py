@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edge_rt.apps import options as o
-from edge_rt.errors import BudgetError
+from edge_rt.errors import BudgetError, as_ours
 from edge_rt.sizes import KIB, format_size
 
 _BUSY = 0.3  # of the cores: rates are no longer the machine's own
@@ -58,7 +58,6 @@ def _why_not_direct(path: str) -> str | None:
 
 def examine(path: str, refresh: bool) -> dict[str, Any]:
     """The object that ``doctor --json`` prints; measures what is not known, or everything."""
-    from edge_rt.engine import rates_for
     from edge_rt.machine import host
     from edge_rt.machine.drive import backends, file_on, measure_drive
     from edge_rt.machine.kernels import (
@@ -68,6 +67,7 @@ def examine(path: str, refresh: bool) -> dict[str, Any]:
         thread_counts,
     )
     from edge_rt.machine.missing import NEEDED_BYTES
+    from edge_rt.opening import rates_for
     from edge_rt.process import peak_resident_bytes
 
     cores, memory = host.cores(), host.memory()
@@ -175,7 +175,6 @@ def doctor(
     as_json: o.AsJson = False,
 ) -> None:
     """Measure cores, memory and drive; forecasts and plans use it. About ten seconds, once."""
-    from edge_rt.engine import as_ours
 
     try:
         found = examine(_path(path), refresh)

@@ -2,182 +2,35 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import sys
-import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edge_rt import budget, generation
-from edge_rt.assemble import assemble
 from edge_rt.chat.source import find_template, special_tokens
 from edge_rt.chat.template import RESERVED, ChatTemplate
-from edge_rt.errors import (
-    BudgetError,
-    EdgeRTError,
-    ForkError,
-    StorageError,
-    UsageError,
-)
-from edge_rt.flash_io.files import File, storage_errors
+from edge_rt.errors import UsageError
+from edge_rt.flash_io.files import storage_errors
 from edge_rt.forecast import learn
 from edge_rt.generation import Completion
-from edge_rt.library import find_model
-from edge_rt.loaders.source import TensorInfo, WeightSource
-from edge_rt.lowering import build_program
-from edge_rt.machine.host import drive_of, usable_cores
-from edge_rt.machine.rates import Rates
-from edge_rt.plan import KV_FORMATS, Plan, Settings
-from edge_rt.planner import Planner, reusable
-from edge_rt.process import available_bytes, peak_resident_bytes, resident_bytes
+from edge_rt.life_cycle import LifeCycle, Progress, free_answered
+from edge_rt.opening import chosen_isa, make_settings, open_planner
+from edge_rt.plan import Plan
+from edge_rt.planner import reusable
+from edge_rt.process import peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS, Operation
-from edge_rt.runtime._runtime import (
-    Arena,
-    Gate,
-    Hold,
-    Kept,
-    Runtime,
-    Sampler,
-    begin_exit,
-    calls_in_progress,
-    forget_calls,
-    isa_name,
-    keep_forever,
-    set_leak_warnings,
-)
+from edge_rt.runtime._runtime import Charge, Hold, Runtime, Sampler
 from edge_rt.sampling import Sampling
-from edge_rt.sizes import format_size, parse_size
-from edge_rt.source import open_source
+from edge_rt.sizes import parse_size
 from edge_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-
-Progress = Callable[[int, int], object]
-_DEFAULT_CTX = 4096
-
-_EXIT_SECONDS = 5.0  # for callbacks and drives that do not return
-_ABANDON_SECONDS = 0.1  # for a drive that does not answer while loading is given up
-_engines: list[weakref.ref[Engine]] = []  # no WeakSet: its callbacks would swallow a Ctrl-C
-# Their engines are gone, but the drive has not answered: to free them, and the arenas and files
-# that they keep, would wait for it under the GIL.
-_unanswered: list[Runtime] = []
-
-
-def _free_answered() -> None:
-    """Give back what the drive has answered for by now, and forget engines that are gone."""
-    for dropped in [engine for engine in _engines if engine() is None]:
-        with suppress(ValueError):  # another thread was faster
-            _engines.remove(dropped)
-    _unanswered[:] = [runtime for runtime in _unanswered if not runtime.close(0.0)]
-
-
-@atexit.register
-def _close_all() -> None:
-    """At the interpreter's end, while other threads still run: a daemon thread within a pass would
-    be ended there, and the memory freed under the others of its team."""
-    begin_exit()
-    deadline = time.monotonic() + _EXIT_SECONDS
-    for engine in filter(None, [alive() for alive in _engines]):
-        # What a signal handler raises here must not keep the others from being closed.
-        with suppress(BaseException):
-            engine._end(max(0.0, deadline - time.monotonic()))
-        engine._kept.abandon()
-    while calls_in_progress() > 0 and time.monotonic() < deadline:
-        time.sleep(0.001)  # a thread that is ended on its way back to Python aborts the process
-    _free_answered()
-    for runtime in _unanswered:
-        keep_forever(runtime)
-    if _unanswered or any(thread.daemon for thread in threading.enumerate()):
-        set_leak_warnings(False)  # what its frames hold is never dropped
-
-
-def _in_child() -> None:
-    """After a fork: the parent's other threads are not here, but what they held is."""
-    forget_calls()
-    set_leak_warnings(False)
-    _unanswered.clear()
-
-
-os.register_at_fork(after_in_child=_in_child)
-
-
-def open_planner(model: str | os.PathLike[str] | None) -> tuple[WeightSource, Planner, File]:
-    """Open a model (a path, a name that `find_model` knows, None: the demo model), check its
-    directory and get ready to plan."""
-    source = open_source(find_model(model))
-    file = source.file
-    assert file is not None
-
-    def read_floats(tensor: TensorInfo) -> bytes:
-        with storage_errors():
-            return file.read(tensor.offset, tensor.n_bytes)
-
-    with source.named():
-        program = build_program(source, read_floats)
-        return source, Planner(source, program, file.alignment, rates_for(file)), file
-
-
-def rates_for(file: File) -> Rates:
-    """What was measured of this machine and of the drive that ``file`` lies on."""
-    try:
-        return Rates(drive_of(file.path))
-    except OSError:  # moved away since it was opened
-        return Rates()
-
-
-def make_settings(
-    planner: Planner,
-    ram: str | int | None,
-    ctx: int | None = None,
-    threads: int | None = None,
-    kv: str = "f16",
-    weight_cap: str | int | None = None,
-) -> Settings:
-    """Check a user's choices and fill in the defaults; raises `UsageError`."""
-    trained = planner.program.hyper.n_ctx_train
-    if ctx is None:
-        ctx = min(_DEFAULT_CTX, trained)
-    if not 1 <= ctx <= trained:
-        raise UsageError(f"ctx is {ctx}: this model works with 1 to {trained} tokens")
-    if kv not in KV_FORMATS:
-        raise UsageError(f"kv is {kv!r}: it must be f16, f32 or q8_0")
-    if threads is not None and not 1 <= threads <= 64:
-        raise UsageError(f"threads is {threads}: it must be between 1 and 64")
-    return Settings(
-        budget=parse_size(ram) if ram is not None else available_bytes() * 9 // 10,
-        ctx=ctx,
-        n_threads=threads or usable_cores(),
-        threads_open=threads is None,
-        kv=kv,
-        weight_cap=None if weight_cap is None else _parse_cap(weight_cap),
-    )
-
-
-def with_baseline(settings: Settings) -> Settings:
-    """``settings`` with what this process, its tokenizer built, will hold besides an arena; as they
-    are where the system does not say what it holds: the ceilings stand then."""
-    resident = resident_bytes()
-    if not resident:
-        return settings
-    loaded = "edge_rt.chat.sandbox" in sys.modules
-    return replace(settings, baseline=budget.baseline_bytes(resident), chat_loaded=loaded)
-
-
-def _parse_cap(text: str | int) -> int:
-    try:
-        return parse_size(text)
-    except UsageError:
-        if str(text).rstrip("BKMGTibkmgt").strip() == "0":
-            return 0  # everything streams
-        raise
 
 
 class Engine:
@@ -217,82 +70,24 @@ class Engine:
         if io not in ("auto", "uring", "pread"):
             raise UsageError(f"io is {io!r}: it must be auto, uring or pread")
         started = time.perf_counter()
-        _free_answered()
-        self._pid = os.getpid()
-        self._gate = Gate()
-        self._closed = False
-        self._kept = Kept(_unanswered)
-        self._ready = False
-        self._arena: Arena | None = None
-        self._progress = progress
-        self._trace = trace
-        self._isa = _isa()
-        self._io = io
-        self.source, self._planner, self._file = open_planner(model)
+        free_answered()
+        isa = chosen_isa()
+        self.source, self._planner, file = open_planner(model)
         settings = make_settings(self._planner, ram, ctx, threads, kv, weight_cap)
-        self._settings = replace(settings, trace=trace is not None)
-        self._plan = self._planner.plan(self._settings)
-        self._plan.require_fit(os.path.basename(self.source.path))
+        settings = replace(settings, trace=trace is not None)
+        name = os.path.basename(self.source.path)
+        self._life = LifeCycle(name, self._planner, file, settings, isa, io, progress)
+        self._trace = trace
         self._history: list[int] = []
         self._written = 0  # positions stored since the last empty cache, rewound ones included
-        self.tokenizer = Tokenizer.from_source(self.source, self.n_vocab)
-        self._charge_baseline()
         self._template: ChatTemplate | None = None
-        self._template_bytes = self._planner.template_bytes  # charged
-        _engines.append(weakref.ref(self))
-        self._start(self._settings, self._plan)
+        self._template_charges: list[Charge] = []
+        self._numpy_charge: Charge | None = None
+        self.tokenizer = Tokenizer.from_source(self.source, self.n_vocab)
+        self._life.start()
         self.load_s = time.perf_counter() - started
 
     # -- life cycle -----------------------------------------------------------------------------
-
-    def _charge_baseline(self) -> None:
-        """What the process holds before the arena exists counts, whoever allocated it."""
-        self._settings = with_baseline(self._settings)
-        self._plan = self._planner.plan(self._settings)
-        self._plan.require_fit(
-            f"{os.path.basename(self.source.path)} in a process that already holds "
-            f"{format_size(resident_bytes())}"
-        )
-
-    def _start(self, settings: Settings, plan: Plan) -> None:
-        """Make the arena as ``plan`` says and load the resident weights; keeps the KV cache.
-
-        Whatever ends it, an exception in ``progress`` or between any two steps included, either all
-        has become as planned, or the engine is closed.
-        """
-        try:
-            self._ready = False
-            runtime = self._runtime
-            if runtime is not None:
-                runtime.close()  # its threads end before its memory changes
-            self._runtime = runtime = None
-            self._settings, self._plan = settings, plan
-            arena = self._arena
-            if arena is None:
-                self._arena = arena = Arena(plan.arena_bytes, plan.kv_bytes)
-            else:
-                arena.resize(plan.arena_bytes, kept=plan.kv_bytes)
-            runtime = assemble(self._planner, plan, arena, self._file, self._isa, self._io)
-            self._runtime = runtime
-            if self._closed:  # by another thread, which may not have seen this runtime
-                raise UsageError("the engine is closed")
-            runtime.load(
-                [(run.file_offset, run.n_bytes, run.arena_offset) for run in plan.runs],
-                self._progress,
-            )
-            if self._progress is not None:
-                self._progress(1, 1)
-            if self._closed:
-                raise UsageError("the engine is closed")
-            self._ready = True
-        except BaseException as error:
-            runtime = arena = None  # a traceback would keep them
-            self._end(_ABANDON_SECONDS)
-            ours = as_ours(error)
-            try:
-                raise ours from (None if ours is error else error)
-            finally:
-                del ours  # or it holds this frame, which holds it
 
     def close(self) -> None:
         """Give all memory back. Closing twice does nothing.
@@ -301,27 +96,8 @@ class Engine:
         before its memory is freed. Waits for reads that the drive has not answered; Ctrl-C ends
         that wait with the engine closed but its memory held until `close` is called again.
         """
-        self._end()
-
-    def _end(self, seconds: float | None = None) -> None:
-        """`close`; after ``seconds`` the waiting is over, and what is still in use stays."""
-        self._closed = True
-        self._ready = False
-        runtime = self._runtime
-        if os.getpid() == self._pid and runtime is not None and not runtime.close(seconds):
-            return
-        self._runtime = runtime = None
-        self._arena = None
+        self._life.end()
         self._history.clear()  # its KV cache is gone
-
-    @property
-    def _runtime(self) -> Runtime | None:
-        """Of `_plan`, and loaded, while `_ready`."""
-        return self._kept.runtime
-
-    @_runtime.setter
-    def _runtime(self, runtime: Runtime | None) -> None:
-        self._kept.runtime = runtime
 
     def __enter__(self) -> Engine:
         return self
@@ -342,24 +118,19 @@ class Engine:
         """
         with self._exclusive():
             self._running()
-            self._replan(replace(self._settings, budget=parse_size(ram)))
-
-    def _replan(self, settings: Settings) -> None:
-        plan = self._planner.plan(settings)
-        plan.require_fit(os.path.basename(self.source.path))
-        self._start(settings, plan)
+            self._life.replan(budget=parse_size(ram))
 
     # -- what it is -----------------------------------------------------------------------------
 
     @property
     def ctx(self) -> int:
         """Positions of the KV cache."""
-        return self._settings.ctx
+        return self.plan.settings.ctx
 
     @property
     def plan(self) -> Plan:
         """The decision in force."""
-        return self._plan
+        return self._life.plan
 
     @property
     def io(self) -> str:
@@ -378,10 +149,10 @@ class Engine:
     def memory(self) -> dict[str, Any]:
         """Bytes: ``roles``, their sum ``planned``, ``budget``, ``floor``, ``held`` now and ``peak``
         (None where the system does not say)."""
-        roles = dict(self._plan.roles)
+        plan, roles = self.plan, self._life.roles()
         return {
-            "budget": self._settings.budget,
-            "floor": self._plan.floor_bytes,
+            "budget": plan.settings.budget,
+            "floor": plan.floor_bytes,
             "planned": sum(roles.values()),
             "held": resident_bytes() or None,
             "peak": peak_resident_bytes() or None,
@@ -414,26 +185,15 @@ class Engine:
     def learn(self, steps: int, seconds: float, stall_s: float) -> None:
         """Keep the rates of a decoding run for later forecasts."""
         position = max(0, len(self._history) - steps // 2)
-        learn(self._planner, self._plan, position, steps, seconds, stall_s)
+        learn(self._planner, self.plan, position, steps, seconds, stall_s)
 
     # -- passes ---------------------------------------------------------------------------------
 
     def _exclusive(self) -> Hold:
-        self._check_process()
-        return self._gate.enter()
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise ForkError(
-                "this engine was made before a fork: make a new one in the child process"
-            )
+        return self._life.enter()
 
     def _running(self) -> Runtime:
-        self._check_process()
-        runtime = self._runtime
-        if runtime is None or not self._ready:
-            raise UsageError("the engine is closed")
-        return runtime
+        return self._life.running()
 
     def forget(self) -> None:
         """Drop the conversation: the next request starts with an empty KV cache."""
@@ -459,11 +219,11 @@ class Engine:
             if ours != theirs:
                 break
             same += 1
-        same = reusable(self._planner.program, self._plan, same, self._written)
+        same = reusable(self._planner.program, self.plan, same, self._written)
         del self._history[same:]
         if same == 0:
             self._written = 0  # only now: the history never claims more than was written
-        step = self._plan.pass_tokens
+        step = self.plan.pass_tokens
         starts = range(same, len(tokens), step)
         runtime.plan([LAYERS] * len(starts) + [HEAD])
         for start in starts:
@@ -501,7 +261,7 @@ class Engine:
         self.check_tokens(tokens)
         self._history.clear()
         self._written = 0
-        step, n_rows = self._plan.pass_tokens, self._plan.logit_rows
+        step, n_rows = self.plan.pass_tokens, self.plan.logit_rows
         work = []
         for start in range(0, len(tokens), step):
             end = min(start + step, len(tokens))
@@ -548,7 +308,7 @@ class Engine:
     ) -> int:
         """Draw the next token from logits row 0, which is changed by it; raises `ModelError` where
         it is no numbers."""
-        runtime, arena = self._running(), self._arena
+        runtime, arena = self._running(), self._life.arena
         if arena is None:  # closed meanwhile
             raise UsageError("the engine is closed")
         self._check_logits(0)
@@ -563,7 +323,7 @@ class Engine:
             history,
             list(sampling.logit_bias.items()),
             arena,
-            self._plan.candidates_offset,
+            self.plan.candidates_offset,
         )
 
     # -- requests -------------------------------------------------------------------------------
@@ -627,10 +387,10 @@ class Engine:
             raise UsageError("this model has no chat template: use generate with raw text")
         if self._template is None or self._template.source != source:
             self._template = None
-            more = budget.template_bytes(source) - self._template_bytes
+            charged = self._planner.template_bytes + sum(c.n_bytes for c in self._template_charges)
+            more = budget.template_bytes(source) - charged
             if more > 0:  # one that the caller brought
-                self._reserve(more, "a chat template")
-                self._template_bytes += more
+                self._template_charges.append(self._life.reserve(more, "a chat template"))
             self._template = ChatTemplate(source, **special_tokens(self.source, self.tokenizer))
         return self._template
 
@@ -639,9 +399,7 @@ class Engine:
 
         Starts from an empty context. NumPy's import and one row are charged to the budget.
         """
-        n_bytes = 4 * self.n_vocab
-        self._reserve_arrays(n_bytes)
-        try:
+        with self._reserve_arrays(4 * self.n_vocab):
             import numpy
 
             with self._exclusive():
@@ -649,70 +407,26 @@ class Engine:
                     out = numpy.empty(self.n_vocab, numpy.float32)
                     self._running().copy_logits(row, out)
                     yield out
-        finally:
-            _release(weakref.ref(self), n_bytes)
 
     def logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Teacher-forced logits (len(tokens), n_vocab), float32, charged to the budget while
         alive."""
         self.check_tokens(tokens)
-        n_bytes = 4 * len(tokens) * self.n_vocab
-        self._reserve_arrays(n_bytes)
+        charge = self._reserve_arrays(4 * len(tokens) * self.n_vocab)
         import numpy
 
-        result = numpy.empty((len(tokens), self.n_vocab), numpy.float32)
-        weakref.finalize(result, _release, weakref.ref(self), n_bytes)
+        result = numpy.asarray(charge.rows(self.n_vocab))
         with self._exclusive():
             for index, row in self.score_rows(tokens, 0):
                 self._running().copy_logits(row, result[index])
         return result
 
-    def _reserve_arrays(self, n_bytes: int) -> None:
-        numpy = 0 if "numpy" in sys.modules else budget.NUMPY_BYTES
-        self._reserve(n_bytes + numpy, "logits", "; iter_logits yields them row by row")
-
-    def _reserve(self, n_bytes: int, what: str, advice: str = "") -> None:
-        """Make room for what the caller will hold; residency shrinks if it must."""
-        self._running()
-        with self._exclusive():
-            settings = replace(self._settings, reserved=self._settings.reserved + n_bytes)
-            planned = sum(self._plan.roles.values())
-            if planned + n_bytes <= self._settings.budget:
-                self._settings = settings
-                self._plan.roles["interpreter"] += n_bytes
-                return
-            try:
-                self._replan(settings)
-            except BudgetError as error:
-                raise BudgetError(
-                    f"{format_size(n_bytes)} of {what} do not fit the budget: {error}{advice}"
-                ) from None
-
-
-def _release(engine: weakref.ref[Engine], n_bytes: int) -> None:
-    alive = engine()
-    if alive is not None:
-        alive._settings = replace(alive._settings, reserved=alive._settings.reserved - n_bytes)
-        alive._plan.roles["interpreter"] -= n_bytes
-
-
-def as_ours(error: BaseException) -> BaseException:
-    """What the system refuses, as an error of ours; anything else as it is."""
-    text = getattr(error, "strerror", None) or str(error)
-    if text.startswith("cannot start a"):  # a thread: there are limits for users and cgroups
-        return UsageError(f"{text} (ulimit -u, pids.max); --threads takes fewer")
-    if isinstance(error, OSError) and not isinstance(error, EdgeRTError):
-        return StorageError(text)
-    if type(error) is MemoryError:
-        return BudgetError(
-            "the system refuses memory that the budget allows (ulimit -v, ulimit -d)"
-        )
-    return error
-
-
-def _isa() -> str:
-    wanted = os.environ.get("EDGE_RT_ISA", "auto")
-    try:
-        return isa_name(wanted)
-    except ValueError as error:
-        raise UsageError(f"EDGE_RT_ISA: {error}") from None
+    def _reserve_arrays(self, n_bytes: int) -> Charge:
+        """A charge for arrays; NumPy's import is charged once and for good."""
+        new = self._numpy_charge is None and "numpy" not in sys.modules
+        numpy = budget.NUMPY_BYTES if new else 0
+        advice = "; iter_logits yields them row by row"
+        charge = self._life.reserve(n_bytes + numpy, "logits", advice)
+        if numpy:
+            self._numpy_charge = charge.split(numpy)
+        return charge

@@ -40,3 +40,17 @@ class StorageError(EdgeRTError, OSError):
     """A drive or the network failed."""
 
     exit_code = 5
+
+
+def as_ours(error: BaseException) -> BaseException:
+    """What the system refuses, as an error of ours; anything else as it is."""
+    text = getattr(error, "strerror", None) or str(error)
+    if text.startswith("cannot start a"):  # a thread: there are limits for users and cgroups
+        return UsageError(f"{text} (ulimit -u, pids.max); --threads takes fewer")
+    if isinstance(error, OSError) and not isinstance(error, EdgeRTError):
+        return StorageError(text)
+    if type(error) is MemoryError:
+        return BudgetError(
+            "the system refuses memory that the budget allows (ulimit -v, ulimit -d)"
+        )
+    return error

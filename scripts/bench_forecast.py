@@ -188,7 +188,7 @@ def main() -> int:
     if reason := cgroup.available():
         raise SystemExit(f"cgroups are needed: {reason}")
     from edge_rt.apps.bench import budgets
-    from edge_rt.engine import make_settings, open_planner
+    from edge_rt.opening import make_settings, open_planner
 
     print(f"command: {' '.join(sys.argv)}\n{HEAD}", flush=True)
     rows = []

@@ -82,7 +82,8 @@ def write_model(path: Path, n_tokens: int, layers: int, vocab: Path | None) -> d
 
 def measure(path: str, runs: int) -> dict[str, list[list[float]]]:
     """(wall, CPU) seconds of each phase, ``runs`` times, one phase after the other."""
-    from edge_rt.engine import Engine, make_settings, open_planner
+    from edge_rt.engine import Engine
+    from edge_rt.opening import make_settings, open_planner
     from edge_rt.source import open_source
     from edge_rt.tokenizer import Tokenizer
 

@@ -327,7 +327,7 @@ def main() -> int:
     import numpy as np
 
     from edge_rt.apps.bench import read_ids
-    from edge_rt.engine import make_settings, open_planner
+    from edge_rt.opening import make_settings, open_planner
 
     _, planner, _ = open_planner(args.model)
     floor, _ = planner.floor(make_settings(planner, 1 << 50, args.ctx, args.threads))

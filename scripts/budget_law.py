@@ -145,7 +145,7 @@ def report(row: dict[str, Any]) -> None:
 
 def budgets(args: argparse.Namespace) -> tuple[int, list[int]]:
     from edge_rt.apps.bench import budgets as parse
-    from edge_rt.engine import make_settings, open_planner
+    from edge_rt.opening import make_settings, open_planner
 
     _, planner, _ = open_planner(args.model)
     floor, _ = planner.floor(make_settings(planner, 1 << 50, args.ctx, args.threads))

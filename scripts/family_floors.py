@@ -223,7 +223,7 @@ def write(path: Path, f: Family, weights: BlockFormat) -> None:
 
 
 def measure(path: Path, ctx: int, run: bool) -> dict[str, Any]:
-    from edge_rt.engine import make_settings, open_planner
+    from edge_rt.opening import make_settings, open_planner
 
     _, planner, _ = open_planner(path)
     floor, roles = planner.floor(make_settings(planner, 1 << 50, ctx, 2))

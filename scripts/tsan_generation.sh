@@ -41,7 +41,7 @@ rng = random.Random(seed)
 for i in range(40):
     engine = Engine(sys.argv[1], ram="4GiB", ctx=64, threads=3, io=["pread", "uring"][i % 2],
                     weight_cap=["0", None][i // 2 % 2])
-    end = engine.close if i % 3 else engine._runtime.cancel
+    end = engine.close if i % 3 else engine._life.runtime.cancel
     other = threading.Thread(target=lambda: (time.sleep(rng.uniform(0, 0.05)), end()))
     other.start()
     try:

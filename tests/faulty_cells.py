@@ -25,6 +25,7 @@ from unittest.mock import patch
 from edge_rt import EdgeRTError, Engine, StorageError, Tokenizer, UsageError
 from edge_rt.flash_io._flash_io import Faults
 from edge_rt.flash_io.files import set_faults
+from edge_rt.life_cycle import LifeCycle
 
 from .faulty_models import Model, build, restore
 from .fuse_server import Mount, change
@@ -174,7 +175,7 @@ def _moments(at: Callable[[str], None]) -> Iterator[None]:
             stack.enter_context(patch.object(owner, name, new))
 
         before(Tokenizer, "from_source", "tokenizer")
-        before(Engine, "_start", "start")
+        before(LifeCycle, "_load", "start")
         before(Engine, "decode", "decode")
         yield
 

@@ -130,7 +130,7 @@ class Schedule:
 
     def open(self) -> Engine:
         engine = self.engine
-        if engine is None or engine._closed:
+        if engine is None or engine._life.closed:
             self.truth = self.rng.choice(self.truths)
             self.streams.clear()
             engine = self.engine = Engine(
@@ -196,7 +196,7 @@ class Schedule:
                 self.new_engine()
         except ZeroDivisionError:
             if self.engine is engine:
-                assert engine._closed
+                assert engine._life.closed
             self.engine = None
         finally:
             self.progress_left = -1
@@ -246,7 +246,7 @@ class Schedule:
 
         def cancel() -> None:
             time.sleep(delay)
-            runtime = engine._runtime
+            runtime = engine._life.runtime
             if runtime is not None:
                 runtime.cancel()
 

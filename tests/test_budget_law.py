@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edge_rt import BudgetError, Engine, budget, conversation
-from edge_rt.engine import make_settings, open_planner
+from edge_rt.opening import make_settings, open_planner
 from edge_rt.planner import N_IO_THREADS
 
 from .conftest import load_script
@@ -174,7 +174,8 @@ def test_interpreter_ceiling(demo_model: Path) -> None:
 import sys
 import edge_rt.apps.cli
 import edge_rt.perplexity, edge_rt.forecast
-from edge_rt.engine import Engine, open_planner
+from edge_rt.engine import Engine
+from edge_rt.opening import open_planner
 kept = open_planner(sys.argv[1])
 assert not {"jinja2", "tokenizers", "numpy"} & set(sys.modules)
 print(status("VmHWM"))
@@ -271,7 +272,7 @@ n = 1 << 16
 with Engine(sys.argv[1], "400MiB", ctx=n, threads=1) as engine:
     engine.generate([1] * 300, max_tokens=1, temperature=1.0, top_p=0.9)
     list(engine.chat([{"role": "user", "content": "hello"}], max_tokens=1))
-    engine._runtime = Short(engine._runtime)
+    engine._life.runtime = Short(engine._life.runtime)
     text = " ".join("etaoinsrhld"[i % 7 : i % 7 + 1 + i % 4] for i in range(n // 4))
     before = status("VmRSS")
     done = engine.chat([{"role": "user", "content": text}], max_tokens=8)

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ class Walk:
             engine.resize(self.rng.choice(["900MiB", "2GiB"]))
         else:  # parts of the weights: these models are smaller than the floor's rounding
             cap = self.rng.choice([None, 0, self.rng.randrange(weights)])
-            engine._replan(replace(engine._settings, weight_cap=cap))
+            engine._life.replan(weight_cap=cap)
 
     def forget(self) -> None:
         self.engine.forget()
@@ -172,10 +171,10 @@ class Walk:
             self.rng.choice([self.prefill, self.decode, self.score])()
 
     def interrupt(self) -> None:
-        engine, runtime = self.engine, self.engine._runtime
-        engine._runtime = Interrupting(runtime)  # type: ignore[assignment]
+        engine, runtime = self.engine, self.engine._life.runtime
+        engine._life.runtime = Interrupting(runtime)  # type: ignore[assignment]
         self.attempt()
-        engine._runtime = runtime
+        engine._life.runtime = runtime
 
     def failing_reads(self) -> None:
         """The drive fails for a while; what was read ahead may still serve."""
@@ -186,11 +185,11 @@ class Walk:
             if self.rng.random() < 0.2:
                 self.resize()
         except StorageError:  # reading the weights again failed: the engine is closed
-            assert self.engine._runtime is None
+            assert self.engine._life.runtime is None
         finally:
             self.faults.clear()
         self.late = True
-        if self.engine._runtime is None:
+        if self.engine._life.runtime is None:
             self.open()
 
     def go(self) -> None:

@@ -272,51 +272,6 @@ def test_logits_and_iter_logits(engine: Engine) -> None:
     assert np.stack(list(engine.iter_logits(ids))).tobytes() == logits.tobytes()
 
 
-def test_logits_are_charged_while_alive(stories_model: Path) -> None:
-    with Engine(stories_model, ram="4GiB") as engine:
-        before = engine.memory()["planned"]
-        logits = engine.logits([1, 2, 3])
-        assert engine.memory()["planned"] == before + logits.nbytes
-        del logits
-        assert engine.memory()["planned"] == before
-
-
-def test_logits_that_end_early_are_not_charged_on(
-    stories_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Engine(stories_model, ram="4GiB") as engine:
-        before = engine.memory()["planned"]
-        for _ in range(3):
-            assert len(list(engine.iter_logits([1, 2, 3]))) == 3
-            assert engine.memory()["planned"] == before
-            rows = engine.iter_logits([1, 2, 3])
-            next(rows)
-            assert engine.memory()["planned"] > before
-            rows.close()
-            assert engine.memory()["planned"] == before
-
-        def interrupted(*_: object) -> Iterator[tuple[int, int]]:
-            yield 0, 0
-            raise KeyboardInterrupt
-
-        engine.prefill([1])
-        monkeypatch.setattr(engine, "score_rows", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            engine.logits([1, 2, 3])
-        gc.collect()
-        assert engine.memory()["planned"] == before
-
-
-def test_logits_that_do_not_fit_are_refused(stories_model: Path) -> None:
-    with Engine(stories_model, ram="4GiB") as engine:
-        engine.resize(engine.memory()["floor"])
-        held = []
-        with pytest.raises(BudgetError, match="iter_logits"):
-            for _ in range(3):  # the floor is rounded up to a MiB
-                held.append(engine.logits([1] * 500))  # 1 MiB
-        assert engine.generate("Zoo", max_tokens=2).tokens
-
-
 # --- life cycle ---------------------------------------------------------------------------------
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from edge_rt import EdgeRTError, Engine, ModelError, UsageError
-from edge_rt.engine import make_settings, open_planner
 from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.opening import make_settings, open_planner
 
 from . import gguf_builder as g
 from .gguf_builder import Array, GGUFBuilder

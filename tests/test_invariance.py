@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,14 +114,14 @@ def test_resize_in_the_middle(model: Path) -> None:
         for index in range(11, N_TOKENS):
             step = (index - 11) % 9
             if step == 1:
-                engine._replan(replace(engine._settings, weight_cap=0))
+                engine._life.replan(weight_cap=0)
             if step == 3:
                 engine.resize(engine.memory()["floor"])
                 assert engine.plan.pass_tokens == planner.MIN_PASS_TOKENS
             if step == 5:
-                engine._replan(replace(engine._settings, weight_cap=500_000))
+                engine._life.replan(weight_cap=500_000)
             if step == 8:
-                engine._replan(replace(engine._settings, weight_cap=None))
+                engine._life.replan(weight_cap=None)
                 engine.resize("4GiB")
             engine.decode(ids(N_TOKENS)[index])
             assert engine.logits_bytes() == reference_row(model, N_TOKENS, index), f"token {index}"

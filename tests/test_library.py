@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from edge_rt import Engine, ModelError, UsageError
-from edge_rt.engine import open_planner
 from edge_rt.library import find_model, installed, quantization_in
 from edge_rt.loaders.gguf import GGUFFile
+from edge_rt.opening import open_planner
 from edge_rt.source import open_source
 
 from . import gguf_builder as g

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from edge_rt.engine import make_settings, open_planner
 from edge_rt.forecast import POSITION, curve, forecast, learn, step_seconds
 from edge_rt.machine import host
 from edge_rt.machine.host import Drive
 from edge_rt.machine.probe import Probe, large, random_file
 from edge_rt.machine.rates import FILE_NAME, Cell, Rate, Rates
+from edge_rt.opening import make_settings, open_planner
 from edge_rt.performance import Performance, Stream, interpolate
 from edge_rt.planner import Planner
 from edge_rt.program import HEAD, LAYERS

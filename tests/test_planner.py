@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edge_rt import BudgetError, Engine, UsageError
-from edge_rt.engine import make_settings, open_planner
+from edge_rt.opening import make_settings, open_planner
 from edge_rt.plan import KV_FORMATS, MIN_LOGIT_ROWS, MIN_PASS_TOKENS
 from edge_rt.sizes import MIB
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from edge_rt import EdgeRTError, Engine, ModelError, Tokenizer, UsageError
-from edge_rt.engine import open_planner
 from edge_rt.flash_io.files import File
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.loaders.source import PART_ALIGNMENT
+from edge_rt.opening import open_planner
 from edge_rt.source import locate, open_source
 
 from . import gguf_builder as g

@@ -10,10 +10,11 @@ import struct
 import zlib
 
 from edge_rt.chat.source import find_template, special_tokens
-from edge_rt.engine import Engine, make_settings, open_planner
+from edge_rt.engine import Engine
 from edge_rt.errors import EdgeRTError
 from edge_rt.loaders.gguf import GGUFFile
 from edge_rt.models import ARCHITECTURES
+from edge_rt.opening import make_settings, open_planner
 from edge_rt.plan import Plan
 from edge_rt.planner import Planner
 from edge_rt.sizes import MIB, PAGE

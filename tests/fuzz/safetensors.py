@@ -12,9 +12,9 @@ import random
 import struct
 from typing import Any
 
-from edge_rt.engine import make_settings, open_planner
 from edge_rt.loaders.safetensors import SafetensorsFolder
 from edge_rt.models.huggingface import FAMILIES, WRAPPERS
+from edge_rt.opening import make_settings, open_planner
 from edge_rt.planner import Planner
 from edge_rt.sizes import MIB
 from tests.fuzz.harness import bounded, join, raw_of, require, scratch_folder, split, text_of
