@@ -17,10 +17,10 @@ from edge_rt.errors import UsageError
 from edge_rt.flash_io.files import storage_errors
 from edge_rt.forecast import learn
 from edge_rt.generation import Completion
+from edge_rt.kv_cache import reusable
 from edge_rt.life_cycle import LifeCycle, Progress, free_answered
 from edge_rt.opening import chosen_isa, make_settings, open_planner
 from edge_rt.plan import Plan
-from edge_rt.planner import reusable
 from edge_rt.process import peak_resident_bytes, resident_bytes
 from edge_rt.program import HEAD, LAYERS, Operation
 from edge_rt.runtime._runtime import Charge, Hold, Runtime, Sampler

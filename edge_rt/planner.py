@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from edge_rt import budget
 from edge_rt.chat.source import find_template
 from edge_rt.errors import EdgeRTError, StorageError
+from edge_rt.kv_cache import kv_positions
 from edge_rt.loaders.source import WeightSource
 from edge_rt.machine.host import last_level_cache
 from edge_rt.machine.rates import Rates
@@ -40,7 +41,6 @@ _MAX_RING_BYTES = 8 * MIB  # where the system does not say how large its caches 
 # The request that sizes are chosen for.
 TYPICAL_PROMPT, _TYPICAL_ANSWER, _TYPICAL_POSITION = 512, 128, 512
 _CLEARLY = 0.95
-_ATTENTION_TILE = 32  # kAttentionTile of kernels.h
 _TRACE_EVENT_BYTES = 48  # TraceEvent of runtime/trace.h
 _CANDIDATE_BYTES = 8  # one sampler candidate per token of the vocabulary
 
@@ -146,9 +146,13 @@ class Planner:
         from edge_rt.runtime._runtime import kv_head_bytes
 
         hyper = self.program.hyper
-        layers = kv_positions(self.program, settings.ctx)
+        layers = self._kv_positions(settings)
         head = sum(kv_head_bytes(settings.kv, hyper.head_dim, rows) for rows in layers)
         return align_up(2 * hyper.n_kv_heads * head, PAGE)
+
+    def _kv_positions(self, settings: Settings) -> list[int]:
+        longest = max(MIN_PASS_TOKENS, MAX_PASS_TOKENS)
+        return kv_positions(self.program, settings.ctx, longest)
 
     def _vector_bytes(self) -> int:
         return sum(align_up(4 * v.n, 64) for v in self.program.vectors.values())
@@ -353,7 +357,7 @@ class Planner:
 
         grid = max(PAGE, self.alignment)
         plan.kv_bytes = self._kv_bytes(settings)
-        plan.kv_positions = kv_positions(self.program, settings.ctx)
+        plan.kv_positions = self._kv_positions(settings)
         plan.kv_offset = take(plan.kv_bytes, PAGE)
         for name in (X, LOGITS, *self._working()):
             n_bytes = self._buffer_bytes(name, plan.pass_tokens, plan.logit_rows)
@@ -428,25 +432,3 @@ def _template_bytes(source: WeightSource) -> int:
     except EdgeRTError:  # a chat will say so
         return 0
     return max(budget.template_bytes(text) for text in {text or "" for text in found})
-
-
-def kv_positions(program: Program, ctx: int) -> list[int]:
-    """Rows of each layer's KV cache: ``ctx``, or a ring where a window needs no more.
-
-    A pass stores all its positions before it looks back, so the ring holds a window and the longest
-    pass, whatever the budget. It ends between tiles of attention.
-    """
-    longest = max(MIN_PASS_TOKENS, MAX_PASS_TOKENS)
-    return [
-        min(ctx, align_up(layer.window + longest, _ATTENTION_TILE)) if layer.window else ctx
-        for layer in program.hyper.layers
-    ]
-
-
-def reusable(program: Program, plan: Plan, kept: int, written: int) -> int:
-    """How many of the first ``kept`` positions a new pass can build on: all, or none where a ring
-    has lost what the windows before ``kept`` show. ``written``: positions ever stored."""
-    for layer, rows in zip(program.hyper.layers, plan.kv_positions, strict=True):
-        if layer.window and max(0, kept + 1 - layer.window) < written - rows:
-            return 0
-    return kept

@@ -9,7 +9,7 @@ import pytest
 
 import edge_rt.planner as planner
 from edge_rt import Engine
-from edge_rt.planner import reusable
+from edge_rt.kv_cache import reusable
 
 from .conftest import load_script
 
