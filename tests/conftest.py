@@ -39,11 +39,23 @@ def load_script(name: str, folder: str = "scripts") -> ModuleType:
     return sys.modules[key]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache folder of our own, with the demo model in it: what was measured on this machine must
+    not decide what the tests plan, nor they what its users see."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    demo = Path(os.environ.get("EDGE_RT_DEMO_MODEL") or cache / "edge-rt" / DEMO_FILE).absolute()
+    folder = Path(tempfile.mkdtemp(prefix="edge-rt-tests-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    (folder / "edge-rt").mkdir()
+    (folder / "edge-rt" / DEMO_FILE).symlink_to(demo)
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    os.environ["EDGE_RT_DEMO_MODEL"] = str(demo)
+
+
 @pytest.fixture(scope="session")
 def demo_model() -> Path:
     """The demo model's file."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = Path(os.environ.get("EDGE_RT_DEMO_MODEL") or cache / "edge-rt" / DEMO_FILE)
+    path = Path(os.environ["EDGE_RT_DEMO_MODEL"])
     if not path.is_file():
         pytest.skip(f"NO DEMO MODEL at {path}: run `edge-rt pull demo` or set EDGE_RT_DEMO_MODEL")
     return path
