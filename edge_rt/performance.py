@@ -7,7 +7,10 @@ too. The two overlap all the time, so the slower one sets the pace:
               + heads' columns · positions ÷ rate of attention
               + bytes read · processor time per byte ÷ threads
     reads   = bytes read ÷ rate of the drive at the stream's request size and depth
-    step    = max(compute, reads) + the embedding row
+    step    = max(compute, reads) + a tenth of the lesser + the embedding row
+
+Not everything overlaps: threads wait for the block that is late while others have come, and blocks
+that have come wait for threads; in a longer pass, a quarter of the lesser.
 
 In a pass over a prompt the weights take what unpacking them takes, and for each token its
 multiplications ÷ the rate of prefill. Every rate has an
@@ -35,6 +38,8 @@ _ASSUMED_ATTENTION: Final = Rate(0.5e9, 3e9, 10e9)
 _ASSUMED_STEP: Final = Rate(2e-6, 2e-5, 2e-4)
 # What the model leaves out, and how much runs of the same work differ.
 MODEL_SPREAD: Final = 0.10
+# Of the lesser of computing and reading, what does not overlap: of a token, of a longer pass.
+_APART_TOKEN, _APART_PASS = 0.1, 0.25
 _OTHER_SPREAD: Final = 0.35  # of a rate that stands for another format or number of threads
 _EMBEDDING_REQUEST: Final = 4 * KIB
 _LOAD_REQUEST, _LOAD_DEPTH = MIB, 8  # kLoadRequestBytes and kLoadRequests of load.cc
@@ -178,7 +183,8 @@ class Performance:
         compute += Rate(0.5 * spent, spent, spent)
         rows, _ = self.drive(_EMBEDDING_REQUEST, min(8, n_tokens))
         embedding = rows.seconds(_EMBEDDING_REQUEST * n_tokens)
-        return Times(compute, reads, _most(compute, reads) + embedding)
+        apart = _least(compute, reads) * (_APART_TOKEN if n_tokens == 1 else _APART_PASS)
+        return Times(compute, reads, _most(compute, reads) + apart + embedding)
 
     def prompt(self, stream: Stream, n_tokens: int, pass_tokens: int) -> Rate:
         """Seconds to the first token after a prompt, with the engine open."""
@@ -200,6 +206,10 @@ class Performance:
         """Seconds to read the resident weights."""
         rate, _ = self.drive(_LOAD_REQUEST, _LOAD_DEPTH)
         return rate.seconds(n_bytes) if n_bytes else NOTHING
+
+
+def _least(a: Rate, b: Rate) -> Rate:
+    return Rate(min(a.low, b.low), min(a.mid, b.mid), min(a.high, b.high))
 
 
 def _most(a: Rate, b: Rate) -> Rate:

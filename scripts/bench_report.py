@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +43,23 @@ def line(cell: dict[str, Any]) -> str:
     return f"{cell['mode']} at {cell['label']} ({_mib(cell['ram_bytes'])} MiB): {'; '.join(parts)}"
 
 
-def bound(result: dict[str, Any], cell: dict[str, Any]) -> float | None:
-    """Tokens per second that the drive, or computing with all weights resident, would allow at
-    this budget; the latter as measured where it was, else the memory's rate."""
+def bounds(result: dict[str, Any], cell: dict[str, Any]) -> list[float]:
+    """Tokens per second that the drive, as it was around each of our runs, or computing with all
+    weights resident, would allow at this budget; the latter as measured where it was, else the
+    memory's rate."""
     found = cell["summary"]["systems"].get(OURS, {})
     if "median" not in found or cell["mode"] != "decode":
-        return None
+        return []
     machine = result["machine"]
     step = result["model"]["matrix_bytes"] / machine["memory_bytes_per_s"]
     for other in result["cells"]:
         resident = other["summary"]["systems"].get(OURS, {})
         if other["mode"] == "decode" and other["label"] == "resident" and "median" in resident:
             step = 1 / resident["median"]
-    return 1 / max(step, found["flash_bytes_per_token"] / machine["drive_bytes_per_s"])
+    return [
+        1 / max(step, run["flash_bytes_per_token"] / run["drive_bytes_per_s"])
+        for run in cell["runs"][OURS]
+    ]
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -63,9 +68,10 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _decode_row(result: dict[str, Any], cell: dict[str, Any]) -> list[str]:
-    ours, most = cell["summary"]["systems"][OURS], bound(result, cell)
-    if "median" not in ours or most is None:
+    ours, most = cell["summary"]["systems"][OURS], bounds(result, cell)
+    if not most:
         return ["-"] * 5
+    shares = [run["tok_s"] / one for run, one in zip(cell["runs"][OURS], most, strict=True)]
     forecast = cell.get("forecast")
     said = "-"
     if forecast:
@@ -73,7 +79,7 @@ def _decode_row(result: dict[str, Any], cell: dict[str, Any]) -> list[str]:
         inside = "" if low <= ours["median"] <= high else ", missed"
         said = f"{forecast['tok_s']:.2f} ({low:.2f}–{high:.2f}{inside})"
     return [
-        f"{most:.2f}", f"{ours['median'] / most:.0%}", said,
+        f"{statistics.median(most):.2f}", f"{statistics.median(shares):.0%}", said,
         f"{ours['flash_bytes_per_token'] / 1e6:.1f}", f"{1e3 * ours['cpu_s_per_token']:.0f}",
     ]  # fmt: skip
 
