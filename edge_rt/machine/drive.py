@@ -17,7 +17,8 @@ SIZES: Final = (4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB)
 DEPTHS: Final = (1, 2, 4, 8, 16, 32)
 # The few cells that a forecast cannot do without.
 QUICK: Final = tuple((size, depth) for size in (4 * KIB, 128 * KIB, MIB) for depth in (1, 4, 8))
-_CELL_SECONDS: Final = 0.035  # of each of two rounds
+_ROUNDS: Final = 3
+_CELL_SECONDS: Final = 0.03  # of each round
 _SLOW_SECONDS: Final = 0.4  # where one cell would take longer, deeper ones are left out
 _MOST_BYTES: Final = 32 * MIB  # of buffers: up to twice the depth
 _USED: Final = 64 * KIB  # blocks of weights, which are computed with; what is smaller are rows
@@ -90,7 +91,8 @@ def measure_drive(
     wanted: tuple[tuple[int, int], ...] | None = None,
     seconds: float = _CELL_SECONDS,
 ) -> list[Cell]:
-    """Measure ``wanted`` (request bytes, depth), or the whole curve, for each backend, twice.
+    """Measure ``wanted`` (request bytes, depth), or the whole curve, for each backend, in a few
+    rounds.
 
     What would take a slow drive long is left out: it is as fast with less in flight by then.
     """
@@ -101,7 +103,7 @@ def measure_drive(
         names = names[:1]
     found: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     fastest = 0.0
-    for turn in range(2):
+    for turn in range(_ROUNDS):
         for size, depth in wanted:
             in_flight = 2 * depth * size
             if size > file.size or size % file.alignment or in_flight > _MOST_BYTES:

@@ -42,7 +42,8 @@ class Rate:
         ordered = sorted(samples)
         n = len(ordered)
         cut = 0 if n < 4 else n // 4
-        return cls(ordered[cut], ordered[n // 2], ordered[n - 1 - cut])
+        middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
+        return cls(ordered[cut], middle, ordered[n - 1 - cut])
 
     @classmethod
     def of_times(cls, samples: list[float]) -> Rate:
