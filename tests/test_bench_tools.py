@@ -84,9 +84,7 @@ def result(tool: ModuleType) -> dict[str, Any]:
     cells = []
     for label, ours, flash in (("resident", 20.0, 0.0), ("50%", 4.0, 2e8), ("25%", 2.0, 4e8)):
         runs = {
-            OURS: [
-                run(ours, flash_bytes_per_token=flash, drive_bytes_per_s=1e9) for _ in range(2)
-            ],
+            OURS: [run(ours, flash_bytes_per_token=flash, drive_bytes_per_s=1e9) for _ in range(2)],
             PEER: [KILLED] if label == "25%" else [run(2.0), run(2.0)],
         }
         size = int({"resident": 1000, "50%": 500, "25%": 250}[label] * MIB)
