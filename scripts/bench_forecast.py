@@ -66,7 +66,8 @@ class Bench:
     def __init__(self, args: argparse.Namespace, cache: Path) -> None:
         self.args = args
         self.rates = cache / "edge-rt/machine.json"
-        self.environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+        # The package that is installed is meant, not a folder of that name here.
+        self.environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONSAFEPATH": "1"}
         self.common = ["--threads", str(args.threads), "--ctx", str(args.ctx)]
 
     def run(self, command: list[str], model: str, limit: int, drive: int | None) -> Any:

@@ -48,6 +48,8 @@ PEERS = {
     "llama.cpp, no repacking": ["--mmap", "--no-repack"],
     "llama.cpp, no mapping": ["--no-mmap", "--repack"],
 }
+# The package that is installed is meant, not a folder of that name here.
+OUR_ENVIRONMENT = os.environ | {"PYTHONSAFEPATH": "1"}
 # The number that a mode is about, and whether more of it is better.
 METRIC = {"decode": ("tok_s", True), "prompt": ("prefill_tok_s", True), "start": ("first_s", False)}
 
@@ -102,11 +104,13 @@ class Bench:
     def __init__(self, args: argparse.Namespace, ids: Path) -> None:
         self.args, self.ids, self.model = args, ids, Path(args.model)
 
-    def _run(self, command: list[str], limit: int) -> cgroup.Result:
+    def _run(
+        self, command: list[str], limit: int, env: dict[str, str] | None = None
+    ) -> cgroup.Result:
         args = self.args
         done = cgroup.run(
             command, limit, model=self.model, cold=args.drop == "all", read_bps=args.throttle,
-            timeout_s=args.timeout,
+            timeout_s=args.timeout, env=env,
         )  # fmt: skip
         if done.timed_out:
             raise Failed(f"more than {args.timeout:.0f} s: {shlex.join(command)}")
@@ -134,7 +138,7 @@ class Bench:
             "start": ["generate", args.model, "-p", args.text, "-n", "1"],
         }  # fmt: skip
         command = [*tool, *commands[mode], *common]
-        done = self._run(command, budget.ram_bytes)
+        done = self._run(command, budget.ram_bytes, OUR_ENVIRONMENT)
         if done.oom_killed or done.rc == 3:
             return outside(done) | {"outcome": "killed" if done.oom_killed else "refused"}
         if done.rc:
@@ -204,7 +208,7 @@ class Bench:
             sys.executable, "-m", "edge_rt.apps.cli", "plan", args.model, "--ram", str(ram),
             "--ctx", str(args.ctx), "--threads", str(args.threads), "--json",
         ]  # fmt: skip
-        done = self._run(command, max(ram, 256 * MIB))
+        done = self._run(command, max(ram, 256 * MIB), OUR_ENVIRONMENT)
         if done.rc not in (0, 3):
             raise Failed(f"edge-rt plan ended with {done.rc}: {done.stderr[-500:]}")
         found: dict[str, Any] = json.loads(done.stdout)

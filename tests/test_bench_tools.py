@@ -14,6 +14,9 @@ import pytest
 
 from .conftest import ROOT, load_script
 
+# Scripts find each other beside themselves, which a safe path forbids.
+SCRIPTS = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+
 MIB = 2**20
 OURS, PEER, OTHER = "edge-rt", "llama.cpp", "llama.cpp, no repacking"
 
@@ -65,7 +68,7 @@ def test_ratios_are_to_the_best_that_survives(tool: ModuleType) -> None:
 
 def test_what_is_no_result(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Failures are errors, being killed is a result, and one that comes and goes is neither."""
-    args = tool.argparse.Namespace(rounds=2, model="m")
+    args = tool.argparse.Namespace(rounds=2, model="m", drive_rate=1e9, throttle=None)
     bench = tool.Bench(args, Path("ids"))
     budget = tool.Budget("1MiB", MIB, MIB)
     monkeypatch.setattr(bench, "plan", lambda ram: {"forecast": None})
@@ -148,7 +151,7 @@ def test_ours_alone_for_real(cgroup: ModuleType, stories_model: Path, tmp_path: 
             "--prompt", "32", "--ctx", "64", "--threads", "1", "--rounds", "1",
             "--drive-rate", "1GB/s", "--memory-rate", "10GB/s", "--out", tmp_path,
         ],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, env=SCRIPTS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     cells = json.loads((tmp_path / "result.json").read_text())["cells"]
@@ -173,7 +176,7 @@ def test_a_peer_that_fails_is_an_error(
             "--peer-python", peer, "--n", "4", "--ctx", "64", "--rounds", "1",
             "--drive-rate", "1GB/s", "--memory-rate", "10GB/s",
         ],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, env=SCRIPTS,
     )  # fmt: skip
     assert done.returncode == 1 and "llama.cpp ended with 7: broken" in done.stderr
     left = cgroup._own_group("memory").glob("edge-rt-*")
