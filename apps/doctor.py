@@ -66,14 +66,14 @@ def examine(path: str, refresh: bool) -> dict[str, Any]:
         measure_memory_rates,
         thread_counts,
     )
-    from edge_rt.machine.missing import NEEDED_BYTES
+    from edge_rt.machine.missing import needed_bytes
     from edge_rt.opening import rates_for
     from edge_rt.process import peak_resident_bytes
 
     cores, memory = host.cores(), host.memory()
-    if memory["available_bytes"] < NEEDED_BYTES:
+    if memory["available_bytes"] < needed_bytes():
         raise BudgetError(
-            f"the doctor needs {format_size(NEEDED_BYTES)} of memory, and "
+            f"the doctor needs {format_size(needed_bytes())} of memory, and "
             f"{format_size(memory['available_bytes'])} are free"
         )
     busy, n_cores = cores["busy"], cores["online"]

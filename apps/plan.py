@@ -34,11 +34,11 @@ def plan_json(planner: Any, plan: Any, tokenizer_s: float = 0.0) -> dict[str, An
 
 def _measure(planner: Any, file: Any, settings: Any) -> None:
     """Measure what the forecast needs and nobody has measured here."""
-    from edge_rt.machine.missing import NEEDED_BYTES, is_missing, measure_missing
+    from edge_rt.machine.missing import is_missing, measure_missing, needed_bytes
     from edge_rt.process import resident_bytes
 
     needed = planner.rates, planner.program, settings.n_threads, settings.kv
-    if not is_missing(*needed) or settings.budget - resident_bytes() < NEEDED_BYTES:
+    if not is_missing(*needed) or settings.budget - resident_bytes() < needed_bytes():
         return  # measuring takes no more than what is planned for
     if sys.stderr.isatty():
         o.say("measuring drive and kernels for the forecast, once (edge-rt doctor measures more)")

@@ -8,12 +8,18 @@ from typing import Final
 from edge_rt.flash_io._flash_io import File
 from edge_rt.machine.drive import QUICK, measure_drive
 from edge_rt.machine.kernels import measure_kernels
+from edge_rt.machine.probe import weight_bytes
 from edge_rt.machine.rates import Rates, can_store
 from edge_rt.process import available_bytes
 from edge_rt.program import Program
 from edge_rt.sizes import MIB
 
-NEEDED_BYTES: Final = 160 * MIB  # the made-up models, what is read into, and room for others
+_OTHERS: Final = 106 * MIB  # what is read into, a made-up model's file, and room for others
+
+
+def needed_bytes() -> int:
+    """Of free memory, for measuring."""
+    return weight_bytes() + _OTHERS
 
 
 def _formats(rates: Rates, program: Program, n_threads: int) -> list[str]:
@@ -30,7 +36,7 @@ def is_missing(rates: Rates, program: Program, n_threads: int, kv: str) -> bool:
         and rates.kernel(n_threads, "attention", kv) is not None
         and not _formats(rates, program, n_threads)
     )
-    return not known and can_store() and available_bytes() >= NEEDED_BYTES
+    return not known and can_store() and available_bytes() >= needed_bytes()
 
 
 def measure_missing(

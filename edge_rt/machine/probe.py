@@ -20,6 +20,7 @@ from edge_rt.errors import StorageError
 from edge_rt.flash_io._flash_io import File
 from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.lowering import build_program
+from edge_rt.machine.host import last_level_cache
 from edge_rt.plan import Settings
 from edge_rt.planner import Planner
 from edge_rt.program import LAYERS
@@ -28,7 +29,8 @@ from edge_rt.runtime._runtime import Arena, isa_name
 from edge_rt.sizes import GIB, KIB, MIB
 
 _FILE_BYTES = 8 * MIB  # no matrix is larger
-WEIGHT_BYTES = 54 * MIB  # of a large one: more than most last-level caches hold
+_LEAST_WEIGHT_BYTES, _MOST_WEIGHT_BYTES = 54 * MIB, 256 * MIB  # of a large one
+_CACHES = 4  # a cache keeps some of what is read in turn even if it cannot hold all of it
 _CTX = 1088
 POSITION = 1023  # where attention is timed
 FEW_TOKENS, MANY_TOKENS = 16, 64  # of passes that are timed
@@ -53,14 +55,20 @@ class Shape:
         return self.layers * (int(attention) + 3 * self.hidden * self.ffn)
 
 
+def weight_bytes() -> int:
+    """Of a large model: far more than the last-level cache holds, as real models have."""
+    return max(_LEAST_WEIGHT_BYTES, min(_MOST_WEIGHT_BYTES, _CACHES * last_level_cache()))
+
+
 def large(format: BlockFormat) -> Shape:
-    """About `WEIGHT_BYTES` in ``format``."""
+    """About `weight_bytes` in ``format``."""
+    wanted = weight_bytes()
     per_weight = format.block_bytes / format.block_elements
     hidden = 2048 if per_weight <= 2 else 1024
     most = min(8192, int(_FILE_BYTES / per_weight / hidden) // 256 * 256)
-    layers = math.ceil(WEIGHT_BYTES / (Shape(format, 1, hidden, most).n_weights * per_weight))
+    layers = math.ceil(wanted / (Shape(format, 1, hidden, most).n_weights * per_weight))
     attention = Shape(format, 1, hidden, 0).n_weights
-    ffn = (WEIGHT_BYTES / layers / per_weight - attention) / (3 * hidden)
+    ffn = (wanted / layers / per_weight - attention) / (3 * hidden)
     return Shape(format, layers, hidden, min(most, max(256, round(ffn / 256) * 256)))
 
 
