@@ -308,9 +308,9 @@ def test_rates_are_kept_where_they_can_be(stranger: Stranger, demo_model: Path) 
     for conditions in ({"read_only": [home]}, {"limits": {"FSIZE": 0}}, {"shell": f"cd {home}"}):
         assert stranger(*args, env=env, **conditions) == (truth, "")
         if "shell" not in conditions:
-            stranger("plan", *args[1:2], "--ram", "160MiB", env=env, **conditions)
+            stranger("plan", *args[1:2], "--ram", "1GiB", env=env, **conditions)
             assert not list(home.rglob("*machine*")), "not even a part of a file"
-    stranger("plan", *args[1:2], "--ram", "160MiB", env=env)
+    stranger("plan", *args[1:2], "--ram", "1GiB", env=env)
     (rates,) = home.rglob("machine.json")
     assert json.loads(rates.read_text())
     rates.write_text("[" * 100_000)
