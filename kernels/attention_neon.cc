@@ -65,7 +65,7 @@ float reduce1x8(Eight x) {
 // The integer sums of one block of 32 columns: sum[r] (eight rows) for R queries, `stride` codes
 // from one to the next. `k` has the keys' codes as (4 columns, 8 rows, 4 columns).
 template <int R>
-inline void dot_keys(const QueryCode* q, size_t stride, const uint8_t* k, int32x4_t (*sum)[2]) {
+inline void dot_keys(const int8_t* q, size_t stride, const uint8_t* k, int32x4_t (*sum)[2]) {
   int32x4_t part[R][4];  // for two rows each: of either two parts of the sum
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
@@ -145,6 +145,8 @@ void add_columns(const float* w, const float* keep, const Kv* v, size_t v_stride
 }
 
 struct Neon {
+  static constexpr int kManyTogether = 4;
+
   template <typename Kv>
   static void widen_rows(const Kv* from, size_t from_stride, int n, Range rows, float* to,
                          size_t stride) {
@@ -159,7 +161,7 @@ struct Neon {
     }
   }
 
-  static void quantize(const float* x, int n, QueryCode* codes, float* scales, void* scratch) {
+  static void quantize(const float* x, int n, int8_t* codes, float* scales, void* scratch) {
     quantize_neon(x, n, codes, scales, (int16_t*)scratch);
   }
 
@@ -175,7 +177,7 @@ struct Neon {
   }
 
   template <int R>
-  static void score_codes(const QueryCode* codes, const float* q_scales, const uint8_t* tile,
+  static void score_codes(const int8_t* codes, const float* q_scales, const uint8_t* tile,
                           int head_dim, Range rows, float scale, float* s) {
     const size_t padded = padded_columns(head_dim), n_blocks = padded / 32;
     for (int i = rows.begin & ~7; i < rows.end; i += 8) {

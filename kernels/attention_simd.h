@@ -3,8 +3,9 @@
 // once for several of them, or once for all. Only C headers and internal linkage here: see
 // CONTRIBUTING.md, "add a kernel ISA".
 //
-// An instruction set is a struct of static functions. R queries (a constant from 1 to 4) have their
-// weights or scores s as (R, kAttentionTile); Kv is uint16_t (halves), float or int8_t:
+// An instruction set is a struct of static functions and of kManyTogether, how many queries go
+// through a tile at a time where many share it (at most four). R queries (a constant from 1 to 4)
+// have their weights or scores s as (R, kAttentionTile); Kv is uint16_t (halves), float or int8_t:
 //   widen_rows(from, from_stride, n, rows, to, stride)  those rows of (tile, n) as floats, with
 //       zeros up to a multiple of eight columns
 //   quantize(x, n, codes, scales, scratch)              a query, for keys in q8_0
@@ -28,11 +29,9 @@
 namespace edge_rt {
 namespace {
 
-// Queries that have few beside them convert the cache themselves, up to four at a time; more share
-// a tile that was widened before.
-enum { kFewQueries = 8, kTogether = 4 };
-
-typedef int8_t QueryCode;  // of a query that was quantized
+// Queries that have few beside them convert the cache themselves, up to four at a time, so that it
+// is converted seldom; more share a tile that was widened before.
+constexpr int kFewQueries = 8, kFewTogether = 4;
 
 struct Range {  // rows begin..end-1 of a tile
   int begin, end;
@@ -46,11 +45,11 @@ struct States {
 
 // Queries of one call, made ready, and the scratch that is left.
 struct Queries {
-  size_t padded;     // columns from one to the next
-  float* values;     // (queries, padded); for keys in q8_0
-  QueryCode* codes;  //   (queries, padded) and
-  float* scales;     //   (queries, padded / 32) instead
-  float *k, *v;      // (kAttentionTile, padded)
+  size_t padded;  // columns from one to the next
+  float* values;  // (queries, padded); for keys in q8_0
+  int8_t* codes;  //   (queries, padded) and
+  float* scales;  //   (queries, padded / 32) instead
+  float *k, *v;   // (kAttentionTile, padded)
   States part, whole;
 };
 
@@ -61,8 +60,8 @@ void prepare(const AttentionArgs* a, Queries* q) {
   float* room = (float*)a->scratch;
   q->padded = padded;
   q->values = room;
-  q->codes = (QueryCode*)room;
-  q->scales = room + all * sizeof(QueryCode) / sizeof(float);
+  q->codes = (int8_t*)room;
+  q->scales = room + all / sizeof(float);
   q->part.sums = room + all;
   q->whole.sums = room + 2 * all;
   q->k = room + 3 * all;
@@ -153,7 +152,8 @@ void attend_tile(const AttentionArgs* a, const Tile& tile, Queries* q, int start
     }
     const int end = rows.begin < rows.end ? after * a->n_heads : 0;
     for (int i = t * a->n_heads, n; i < end; i += n) {
-      const int left = end - i, parts = (left + kTogether - 1) / kTogether;
+      const int left = end - i, most = left > kFewQueries ? Isa::kManyTogether : kFewTogether;
+      const int parts = (left + most - 1) / most;
       n = (left + parts - 1) / parts;
       if (n == 1) attend_queries<Isa, 1>(a, tile, q, i, rows);
       if (n == 2) attend_queries<Isa, 2>(a, tile, q, i, rows);
