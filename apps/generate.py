@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from edge_rt.apps import options as o
 from edge_rt.errors import UsageError
@@ -39,10 +36,8 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 def generate(
     model: o.Model = None,
-    prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="- reads stdin")
-    ] = None,
-    file: Annotated[Path | None, typer.Option("-f", "--file", help="read the prompt here")] = None,
+    prompt: o.Prompt = None,
+    file: o.PromptFile = None,
     ram: o.Ram = None,
     max_tokens: o.MaxTokens = 128,
     temp: o.Temp = 0.0,

@@ -48,6 +48,8 @@ WeightCap = Annotated[
     str | None, typer.Option(metavar="SIZE", help="keep at most this much weight resident (tests)")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout")]
+Prompt = Annotated[str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="- reads stdin")]
+PromptFile = Annotated[Path | None, typer.Option("-f", "--file", help="read the prompt here")]
 MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", help="tokens to make")]
 Temp = Annotated[float, typer.Option(metavar="T", help="temperature; 0 takes the likeliest")]
 TopK = Annotated[int, typer.Option(metavar="K", help="sample from the K likeliest; 0 is off")]

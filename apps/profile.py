@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from edge_rt.apps import options as o
 from edge_rt.apps.generate import read_prompt
@@ -110,10 +107,8 @@ def measure(engine: Any, profiler: _Profiler, prompt: list[int], n_tokens: int) 
 
 def profile(
     model: o.Model = None,
-    prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", metavar="TEXT", help="- reads stdin")
-    ] = None,
-    file: Annotated[Path | None, typer.Option("-f", "--file", help="read the prompt here")] = None,
+    prompt: o.Prompt = None,
+    file: o.PromptFile = None,
     ram: o.Ram = None,
     max_tokens: o.MaxTokens = 32,
     ctx: o.Ctx = None,

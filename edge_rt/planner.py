@@ -80,6 +80,9 @@ class Planner:
         self._tiles = Tiles(program, alignment, self._tile_bytes)
         self.weight_bytes = self._tiles.n_bytes
         self._whole = self._tiles.whole
+        self._matrix_bytes = [
+            sum(m.n_bytes for m in program.matrices if m.segment == s) for s in (LAYERS, HEAD)
+        ]
         rows = _LEAST_LOGIT_BYTES // (4 * program.n_vocab)
         self.min_logit_rows = max(1, min(MIN_LOGIT_ROWS, rows))
         self.min_pass_tokens = MIN_PASS_TOKENS
@@ -271,17 +274,17 @@ class Planner:
         spare = self._room(settings, limit, self.min_pass_tokens, self.min_logit_rows, floor_ring)
         most = self._pass_sizes(settings, spare // 2, spare // 8)[0]
         logit_rows = self._pass_sizes(settings, spare // 2, spare // 32)[1]
+        model = self.performance(settings)
+        cap = max(floor_ring, min(_cache_share(), align_up(spare // 4, PAGE)))
         rings = []
-        for tile_bytes in self._cuts if self.rates.cells() else [self._tile_bytes]:
+        for tile_bytes in self._cuts if model.knows_drive else [self._tile_bytes]:
             ring = self._min_ring_bytes(tile_bytes)
-            cap = max(floor_ring, min(_cache_share(), align_up(spare // 4, PAGE)))
             while ring <= cap:
                 rings.append((ring, tile_bytes))
                 ring = cap if ring < cap < ring * 3 // 2 else align_up(ring * 3 // 2, PAGE)
         passes = [self.min_pass_tokens]
         while passes[-1] < most:
             passes.append(passes[-1] * 2)
-        model = self.performance(settings)
         prompt = min(TYPICAL_PROMPT, settings.ctx)
 
         def request(sizes: _Sizes) -> float:
@@ -297,9 +300,7 @@ class Planner:
         streamed = max(0, self.weight_bytes - self._resident_room(settings, limit, sizes))
         if streamed == 0 or sizes.ring == 0:
             return Stream()
-        head = sum(m.n_bytes for m in self.program.matrices if m.segment == HEAD)
-        total = sum(m.n_bytes for m in self.program.matrices)
-        in_head = streamed * head // total
+        in_head = streamed * self._matrix_bytes[HEAD] // sum(self._matrix_bytes)
         request = self.weight_bytes // self._cuts[sizes.tile_bytes][0]
         return Stream(streamed - in_head, in_head, request, ring_depth(sizes.ring, request))
 

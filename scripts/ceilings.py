@@ -54,6 +54,17 @@ def huge(n_bytes: int) -> mmap.mmap:
     return memory
 
 
+_libc = ctypes.CDLL(None)
+_libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+_libc.memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+_libc.memchr.restype = ctypes.c_void_p
+
+
+def look_at(address: int, n_bytes: int) -> None:
+    """Read all of it, and let other threads run meanwhile."""
+    _libc.memcmp(address, address, n_bytes)
+
+
 def drive_rate(path: Path, seconds: float = 2.0) -> float:
     """Bytes per second of direct reads at random places of ``path``; buffered where direct ones
     are refused."""
@@ -65,12 +76,10 @@ def drive_rate(path: Path, seconds: float = 2.0) -> float:
     buffers = [memoryview(huge(2 * MIB))[:_BLOCK] for _ in range(_READERS)]
     places = [ctypes.addressof(ctypes.c_char.from_buffer(buffer)) for buffer in buffers]
     draw = random.Random(0)
-    libc = ctypes.CDLL(None)
-    libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 
     def read(index: int) -> int:
         n = os.preadv(fd, [buffers[index]], draw.randrange(n_blocks) * _BLOCK)
-        libc.memcmp(places[index], places[index], n)  # looks at it all, and lets others run
+        look_at(places[index], n)
         return n
 
     try:
@@ -81,9 +90,6 @@ def drive_rate(path: Path, seconds: float = 2.0) -> float:
 
 def memory_rate(n_threads: int, seconds: float = 1.0) -> float:
     """Bytes per second that ``n_threads`` read out of memory."""
-    libc = ctypes.CDLL(None)
-    libc.memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-    libc.memchr.restype = ctypes.c_void_p
     buffers = [huge(_BUFFER) for _ in range(n_threads)]
     places = []
     for buffer in buffers:
@@ -91,7 +97,7 @@ def memory_rate(n_threads: int, seconds: float = 1.0) -> float:
         places.append(ctypes.addressof(ctypes.c_char.from_buffer(buffer)))
 
     def search(index: int) -> int:
-        assert libc.memchr(places[index], 1, _BUFFER) is None
+        assert _libc.memchr(places[index], 1, _BUFFER) is None
         return _BUFFER
 
     return rates(search, n_threads, seconds)
