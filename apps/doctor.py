@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -56,16 +57,31 @@ def _why_not_direct(path: str) -> str | None:
     return "the file system takes O_DIRECT, but then refuses to read"
 
 
+def _measure_cores(rates: Any, counts: list[int], meanwhile: Callable[[], object]) -> bool:
+    """Memory and kernels, as far as they are not known; whether all was."""
+    from edge_rt.machine.kernels import (
+        MAIN_FORMATS,
+        measure_fresh_memory,
+        measure_kernels,
+        measure_memory_rates,
+    )
+
+    known = rates.fresh_memory() is not None and all(rates.memory(n) for n in counts)
+    if not known:
+        _say_on_terminal("memory")
+        measure_fresh_memory(rates)
+        measure_memory_rates(rates, counts)
+    for n in counts:
+        known = known and all(rates.kernel(n, "prefill", name) for name in MAIN_FORMATS)
+        measure_kernels(rates, n, MAIN_FORMATS, said=_say_on_terminal, meanwhile=meanwhile)
+    return known
+
+
 def examine(path: str, refresh: bool) -> dict[str, Any]:
     """The object that ``doctor --json`` prints; measures what is not known, or everything."""
     from edge_rt.machine import host
-    from edge_rt.machine.drive import backends, file_on, measure_drive
-    from edge_rt.machine.kernels import (
-        MAIN_FORMATS,
-        measure_kernels,
-        measure_memory_rates,
-        thread_counts,
-    )
+    from edge_rt.machine.drive import DriveCurve, backends, file_on
+    from edge_rt.machine.kernels import thread_counts
     from edge_rt.machine.missing import needed_bytes
     from edge_rt.opening import rates_for
     from edge_rt.process import peak_resident_bytes
@@ -77,15 +93,21 @@ def examine(path: str, refresh: bool) -> dict[str, Any]:
             f"{format_size(memory['available_bytes'])} are free"
         )
     busy, n_cores = cores["busy"], cores["online"]
+    counts = [n for n in thread_counts(cores["usable"]) if n <= _MOST_RATE_THREADS]
+    counts = sorted({*counts, cores["usable"]})
     drive = host.drive_of(path)
     with file_on(path) as file:
         rates = rates_for(file)
         if refresh:
             rates.forget()
-        cached = rates.has_curve()
-        if not cached:
+        curve = None if rates.has_curve() else DriveCurve(file)
+        _say_on_terminal("the drive")
+        meanwhile = curve.round if curve else lambda: None
+        meanwhile()
+        cached = _measure_cores(rates, counts, meanwhile) and curve is None
+        if curve:
             _say_on_terminal("the drive")
-            rates.store_drive(measure_drive(file), whole=True)
+            rates.store_drive(curve.finish(), whole=True)
         described = {
             "path": path,
             "file": file.path if os.path.isfile(path) else None,
@@ -100,16 +122,6 @@ def examine(path: str, refresh: bool) -> dict[str, Any]:
                 for name, why in backends(file).items()
             },
         }
-    counts = [n for n in thread_counts(cores["usable"]) if n <= _MOST_RATE_THREADS]
-    counts = sorted({*counts, cores["usable"]})
-    if any(rates.memory(n) is None for n in counts):
-        cached = False
-        _say_on_terminal("memory")
-        measure_memory_rates(rates, counts)
-    for n in counts:
-        if any(rates.kernel(n, "prefill", name) is None for name in MAIN_FORMATS):
-            cached = False
-        measure_kernels(rates, n, MAIN_FORMATS, said=_say_on_terminal)
     _clear_terminal()
     if not cached and busy > _BUSY * n_cores:
         o.say(
@@ -119,7 +131,9 @@ def examine(path: str, refresh: bool) -> dict[str, Any]:
     return {
         "cached": cached,
         "cores": cores,
-        "memory": memory | {"bandwidth": _bandwidth(rates, counts)},
+        "memory": memory
+        | {"bandwidth": _bandwidth(rates, counts)}
+        | _measured(rates.fresh_memory(), "fresh_gb_s"),
         "kernels": _kernels(rates, counts),
         "drive": described | {"curve": _curve(rates)},
         "peak_rss_bytes": peak_resident_bytes() or None,
@@ -174,7 +188,7 @@ def doctor(
     ] = False,
     as_json: o.AsJson = False,
 ) -> None:
-    """Measure cores, memory and drive; forecasts and plans use it. About ten seconds, once."""
+    """Measure cores, memory and drive; forecasts and plans use it. About twenty seconds, once."""
 
     try:
         found = examine(_path(path), refresh)
@@ -199,6 +213,7 @@ def _print(found: dict[str, Any]) -> None:
     )
     for limit in memory["cgroup_limits"]:
         print(f"  limit       {format_size(limit['bytes'])} by {o.printable(limit['group'])}")
+    print(f"  {'new':>10}  {_shown(memory['fresh_gb_s'])} GB/s handed out by the system")
     for row in memory["bandwidth"]:
         print(f"  {row['threads']:>2} threads  {_shown(row['gb_s'])} GB/s from memory")
     print("kernels       decoding, GB/s of weights (prefill, G multiplications/s), by threads")

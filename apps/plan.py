@@ -14,7 +14,7 @@ from edge_rt.sizes import MIB, format_size
 _BAR = 32  # characters of the fastest row
 
 
-def plan_json(planner: Any, plan: Any, tokenizer_s: float = 0.0) -> dict[str, Any]:
+def plan_json(planner: Any, plan: Any, opening_s: float = 0.0) -> dict[str, Any]:
     """The object that ``plan --json`` prints."""
     from edge_rt.forecast import curve, forecast
 
@@ -27,7 +27,7 @@ def plan_json(planner: Any, plan: Any, tokenizer_s: float = 0.0) -> dict[str, An
         "streamed_bytes_per_token": plan.streamed_bytes,
         "threads": plan.n_threads,
         "pass_tokens": plan.pass_tokens,
-        "forecast": forecast(planner, plan, tokenizer_s) if plan.fits else None,
+        "forecast": forecast(planner, plan, opening_s) if plan.fits else None,
         **curve(planner, plan.settings),
     }
 
@@ -63,19 +63,19 @@ def plan(
     from edge_rt.opening import make_settings, open_planner, with_baseline
     from edge_rt.tokenizer import Tokenizer
 
+    started = time.perf_counter()
     source, planner, file = open_planner(path)
     settings = make_settings(planner, o.budget_of(ram), ctx, threads, kv, weight_cap)
     decision = planner.plan(settings)
-    tokenizer_s = 0.0
+    opening_s = 0.0
     if decision.fits:  # as the engine does: the tokenizer is built, then what is held is measured
-        started = time.perf_counter()
         tokenizer = Tokenizer.from_source(source, planner.program.n_vocab)
-        tokenizer_s = time.perf_counter() - started
+        opening_s = time.perf_counter() - started
         settings = with_baseline(settings)
         _measure(planner, file, settings)
         decision = planner.plan(settings)
         del tokenizer
-    report = plan_json(planner, decision, tokenizer_s)
+    report = plan_json(planner, decision, opening_s)
     if as_json:
         o.print_json(report)
         if not decision.fits:

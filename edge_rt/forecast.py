@@ -11,12 +11,14 @@ from dataclasses import replace
 from typing import Any, Final
 
 from edge_rt.machine.rates import Rate
-from edge_rt.performance import MODEL_SPREAD, Times
+from edge_rt.performance import MODEL_SPREAD, PROMPT_SPREAD, Times
 from edge_rt.plan import Plan, Settings
 from edge_rt.planner import TYPICAL_PROMPT, Planner
 from edge_rt.sizes import MIB, PAGE, align_up
 
 POSITION: Final = 64  # tokens before the one that is forecast
+_LOAD_SPREAD: Final = 0.5  # memory that others gave back just now comes twice as fast
+_LEAST_OPENING_S: Final = 1e-3
 _MIN_STEPS: Final = 16  # a shorter run says nothing
 _CURVE_POINTS: Final = 16
 _KNEE: Final = 0.95  # of the speed with everything resident
@@ -52,12 +54,12 @@ def step_seconds(planner: Planner, plan: Plan, position: int = POSITION) -> tupl
     return _interval(times.total * correction.mid, MODEL_SPREAD / 2), True
 
 
-def forecast(planner: Planner, plan: Plan, tokenizer_s: float = 0.0) -> dict[str, Any]:
+def forecast(planner: Planner, plan: Plan, opening_s: float = 0.0) -> dict[str, Any]:
     """The object ``forecast`` of ``plan --json``; seconds, and tokens per second.
 
     ``tok_s`` is that of a short context (``context`` tokens), ``tok_s_full_context`` at its end;
-    ``ttft_s`` after a prompt of ``prompt_tokens`` with the engine open. ``tokenizer_s``: what
-    building the tokenizer took, a part of loading.
+    ``ttft_s`` after a prompt of ``prompt_tokens`` with the engine open. ``opening_s``: what
+    opening the model and building its tokenizer took, a part of loading.
     """
     model = planner.performance(plan.settings, plan.n_threads)
     last = plan.settings.ctx - 1
@@ -66,9 +68,10 @@ def forecast(planner: Planner, plan: Plan, tokenizer_s: float = 0.0) -> dict[str
     far, _ = step_seconds(planner, plan, last)
     times = model.step(plan.stream, position)
     prompt = min(TYPICAL_PROMPT, plan.settings.ctx)
-    first = _interval(model.prompt(plan.stream, prompt, plan.pass_tokens), MODEL_SPREAD)
+    first = _interval(model.prompt(plan.stream, prompt, plan.pass_tokens), PROMPT_SPREAD)
     load = model.load(plan.resident_bytes)
-    load = Rate(load.low + tokenizer_s, load.mid + tokenizer_s, load.high + tokenizer_s)
+    opening_s = max(opening_s, _LEAST_OPENING_S)
+    load = _interval(load + Rate(opening_s, opening_s, opening_s), _LOAD_SPREAD)
     measured = model.knows_kernels and (model.knows_drive or not plan.streamed_bytes)
     source = "measured" if measured else "assumed: not measured here (edge-rt doctor does)"
     return {

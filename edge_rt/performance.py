@@ -4,13 +4,13 @@ A decoded token needs every weight once: all of them cross the cores, the stream
 too. The two overlap all the time, so the slower one sets the pace:
 
     compute = token + layers · layer + Σ weight bytes ÷ rate of their format
-              + heads' columns · positions ÷ rate of attention
+              + heads' columns · positions ÷ rate of attention + columns of vectors · their time
               + bytes read · processor time per byte ÷ threads
     reads   = bytes read ÷ rate of the drive at the stream's request size and depth
-    step    = max(compute, reads) + a tenth of the lesser + the embedding row
+    step    = (compute⁴ + reads⁴)^¼ + the embedding row
 
-Not everything overlaps: threads wait for the block that is late while others have come, and blocks
-that have come wait for threads; in a longer pass, a quarter of the lesser.
+Where one takes much longer than the other, it hides it; where they are even, a block that is late
+costs time that early ones do not bring back: a fifth more than either.
 
 In a pass over a prompt the weights take what unpacking them takes, and for each token its
 multiplications ÷ the rate of prefill. Every rate has an
@@ -36,10 +36,12 @@ _ASSUMED_PASS: Final = Rate(3e9, 10e9, 30e9)
 _ASSUMED_PREFILL: Final = Rate(5e9, 50e9, 300e9)
 _ASSUMED_ATTENTION: Final = Rate(0.5e9, 3e9, 10e9)
 _ASSUMED_STEP: Final = Rate(2e-6, 2e-5, 2e-4)
-# What the model leaves out, and how much runs of the same work differ.
-MODEL_SPREAD: Final = 0.10
-# Of the lesser of computing and reading, what does not overlap: of a token, of a longer pass.
-_APART_TOKEN, _APART_PASS = 0.1, 0.25
+_ASSUMED_FRESH: Final = Rate(0.5e9, 3e9, 20e9)
+_ASSUMED_COLUMN: Final = Rate(1e-10, 4e-10, 4e-9)
+# What the model leaves out, and how much runs of the same work differ from one minute to another on
+# a machine that others use, too (docs/speed.md): of a token, of a prompt.
+MODEL_SPREAD, PROMPT_SPREAD = 0.15, 0.25
+_OVERLAP: Final = 4  # the power of the overlap of two things that go on at once
 _OTHER_SPREAD: Final = 0.35  # of a rate that stands for another format or number of threads
 _EMBEDDING_REQUEST: Final = 4 * KIB
 _LOAD_REQUEST, _LOAD_DEPTH = MIB, 8  # kLoadRequestBytes and kLoadRequests of load.cc
@@ -70,6 +72,24 @@ class Times:
     total: Rate
 
 
+def attention_work(program: Program, position: int, n_tokens: int) -> float:
+    """Columns of all heads times positions, for tokens from ``position`` on, over the layers."""
+    hyper = program.hyper
+    seen = position + (n_tokens + 1) / 2
+    rows = sum(min(seen, layer.window or seen) for layer in hyper.layers)
+    return n_tokens * rows * hyper.n_heads * hyper.head_dim
+
+
+def vector_columns(program: Program) -> int:
+    """Columns that the layers' operations on vectors (norms, rotations, activations, …) have for
+    each token."""
+    return sum(
+        program.buffers.get(operation.dst or operation.src, 0)
+        for operation in program.operations[LAYERS]
+        if operation.kind not in ("matmul", "attention")
+    )
+
+
 class Performance:
     """The model for one program, number of threads and kind of KV cache."""
 
@@ -83,7 +103,10 @@ class Performance:
         self._complete = True  # all rates asked for so far were measured
         self._token = self._kernel(_ASSUMED_STEP, "token")
         self._layer = self._kernel(_ASSUMED_STEP, "layer")
-        self._attention = self._kernel(_ASSUMED_ATTENTION, "attention", kv)
+        self._attention = [
+            self._kernel(_ASSUMED_ATTENTION, name, kv) for name in ("attention", "attention_pass")
+        ]
+        self._columns = self._kernel(_ASSUMED_COLUMN, "vectors") * vector_columns(program)
         self._weights: list[Rate] = []  # seconds of decoding, by segment
         self._unpacking = NOTHING  # seconds of a pass of several tokens through the layers: at all,
         self._products = NOTHING  # and for each of them
@@ -153,27 +176,22 @@ class Performance:
 
     # -- times ----------------------------------------------------------------------------------
 
-    def attention_work(self, position: int, n_tokens: int = 1) -> float:
-        """Columns of all heads times positions, for tokens from ``position`` on, over the
-        layers."""
-        hyper = self.program.hyper
-        seen = position + (n_tokens + 1) / 2
-        rows = sum(min(seen, layer.window or seen) for layer in hyper.layers)
-        return n_tokens * rows * hyper.n_heads * hyper.head_dim
+    def _beside(self, position: int, n_tokens: int) -> Rate:
+        """What a pass takes that is not its matrices'."""
+        attention = self._attention[n_tokens > 1]
+        seconds = self._token + self._layer * self.program.hyper.n_layers
+        seconds += self._columns * n_tokens
+        return seconds + attention.seconds(attention_work(self.program, position, n_tokens))
 
     def step(self, stream: Stream, position: int) -> Times:
         """One decoded token with ``position`` tokens before it."""
-        hyper = self.program.hyper
-        compute = self._token + self._layer * hyper.n_layers
-        compute += self._weights[LAYERS] + self._weights[HEAD]
-        compute += self._attention.seconds(self.attention_work(position))
+        compute = self._beside(position, 1) + self._weights[LAYERS] + self._weights[HEAD]
         return self._overlapped(compute, stream, stream.n_bytes, 1)
 
     def prompt_pass(self, stream: Stream, position: int, n_tokens: int) -> Times:
         """A pass over ``n_tokens`` of a prompt through the layers."""
-        compute = self._token + self._layer * self.program.hyper.n_layers
+        compute = self._beside(position, n_tokens)
         compute += _most(self._unpacking + self._products * n_tokens, self._weights[LAYERS])
-        compute += self._attention.seconds(self.attention_work(position, n_tokens))
         return self._overlapped(compute, stream, stream.layer_bytes, n_tokens)
 
     def _overlapped(self, compute: Rate, stream: Stream, n_bytes: int, n_tokens: int) -> Times:
@@ -183,8 +201,7 @@ class Performance:
         compute += Rate(0.5 * spent, spent, spent)
         rows, _ = self.drive(_EMBEDDING_REQUEST, min(8, n_tokens))
         embedding = rows.seconds(_EMBEDDING_REQUEST * n_tokens)
-        apart = _least(compute, reads) * (_APART_TOKEN if n_tokens == 1 else _APART_PASS)
-        return Times(compute, reads, _most(compute, reads) + apart + embedding)
+        return Times(compute, reads, _overlap(compute, reads) + embedding)
 
     def prompt(self, stream: Stream, n_tokens: int, pass_tokens: int) -> Rate:
         """Seconds to the first token after a prompt, with the engine open."""
@@ -195,7 +212,7 @@ class Performance:
             total += self.prompt_pass(stream, middle, pass_tokens).total * n_whole
         if rest:
             total += self.prompt_pass(stream, n_tokens - rest, rest).total
-        head = _most(self._weights[HEAD], self._head_reads(stream))
+        head = _overlap(self._weights[HEAD], self._head_reads(stream))
         return total + head
 
     def _head_reads(self, stream: Stream) -> Rate:
@@ -203,13 +220,22 @@ class Performance:
         return rate.seconds(stream.head_bytes) if stream.head_bytes else NOTHING
 
     def load(self, n_bytes: int) -> Rate:
-        """Seconds to read the resident weights."""
+        """Seconds to read the resident weights into memory that is new to the process."""
+        if not n_bytes:
+            return NOTHING
         rate, _ = self.drive(_LOAD_REQUEST, _LOAD_DEPTH)
-        return rate.seconds(n_bytes) if n_bytes else NOTHING
+        reads = rate.seconds(n_bytes)
+        fresh = (self.rates.fresh_memory() or _ASSUMED_FRESH).seconds(n_bytes)
+        return _overlap(reads, fresh)
 
 
-def _least(a: Rate, b: Rate) -> Rate:
-    return Rate(min(a.low, b.low), min(a.mid, b.mid), min(a.high, b.high))
+def _overlap(a: Rate, b: Rate) -> Rate:
+    """Seconds of two things of which each waits for the other now and then."""
+
+    def both(x: float, y: float) -> float:
+        return float((x**_OVERLAP + y**_OVERLAP) ** (1 / _OVERLAP))
+
+    return Rate(both(a.low, b.low), both(a.mid, b.mid), both(a.high, b.high))
 
 
 def _most(a: Rate, b: Rate) -> Rate:

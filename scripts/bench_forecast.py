@@ -7,7 +7,8 @@ For each model and budget the doctor measures first, into a cache of its own, wi
 Then, for each drive, `plan` and a run in a memory cgroup of the budget, both reading from a drive
 that a cgroup slows down (blkio or io.max). The run decodes up to 64 tokens after a prompt of 32, at
 least 16 and no more than fit into 12 seconds, then answers a prompt of 512; a cell's figures are
-medians over the rounds, of which a slowed drive, being steady, has one. Printed are the errors of
+medians over the rounds, of which a drive slowed to less than half a gigabyte per second, being
+steady, has one. Printed are the errors of
 speed, time to the first token and loading, and how often the interval holds. Earlier runs correct
 later forecasts of the same model: here only with --learn. Needs root for the cgroups; leave the
 machine alone meanwhile.
@@ -29,6 +30,7 @@ from typing import Any
 N_BEFORE, N_DECODED, N_PROMPT = 32, 64, 512
 N_LEAST, LONG_S = 20, 12.0  # steps that are made however long they take
 N_SETTLING = 4  # the first steps find a ring that was filled in advance
+STEADY = 500_000_000  # bytes per second of a drive that has no moods
 PLAN_BYTES = 2 << 30  # of the cgroup that `plan` runs in
 TIMEOUT_S = 1800.0
 WHAT = {"tok_s": "decoding", "ttft_s": "first token", "load_s": "loading"}
@@ -104,7 +106,7 @@ class Bench:
         before = self.rates.read_bytes()
         plan = self.plan(model, ram, drive)
         command = [__file__, "--child", model, "--ram", str(ram), *self.common]
-        n_rounds = 1 if drive else self.args.rounds
+        n_rounds = 1 if drive and drive < STEADY else self.args.rounds
         runs = [self.run(command, model, ram, drive) for _ in range(n_rounds)]
         if not self.args.learn:
             self.rates.write_bytes(before)

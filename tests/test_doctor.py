@@ -98,10 +98,10 @@ def test_it_is_kept_and_measured_again_on_request(
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     """A temporary file stands for the drive; nothing of it stays. A folder that takes no files, or
     is not there, is the user's mistake."""
-    from edge_rt.machine.drive import file_on, measure_drive
+    from edge_rt.machine.drive import DriveCurve, file_on
 
     with file_on(str(tmp_path)) as file:
-        (cell,) = measure_drive(file, ((65536, 2),), 0.02)
+        (cell,) = DriveCurve(file, ((65536, 2),)).finish()
         assert cell.rate.mid > 0 and (cell.request_bytes, cell.depth) == (65536, 2)
         assert list(tmp_path.iterdir())
     assert list(tmp_path.iterdir()) == []

@@ -8,12 +8,13 @@ import random
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from edge_rt.flash_io._flash_io import File
 from edge_rt.forecast import POSITION, curve, forecast, learn, step_seconds
-from edge_rt.machine import host
+from edge_rt.machine import drive, host
 from edge_rt.machine.host import Drive
 from edge_rt.machine.probe import Probe, large, random_file, weight_bytes
 from edge_rt.machine.rates import FILE_NAME, Cell, Rate, Rates
@@ -50,9 +51,9 @@ def mounts(root: Path, *lines: str) -> None:
 
 def test_the_drive_and_its_limits(tmp_path: Path) -> None:
     mounts(tmp_path)
-    drive = host.drive_of(tmp_path, tmp_path)
-    assert (drive.key, drive.mount, drive.kind) == ("/dev/vdx ext4", "/with space", "ext4")
-    assert drive.limit is None
+    found = host.drive_of(tmp_path, tmp_path)
+    assert (found.key, found.mount, found.kind) == ("/dev/vdx ext4", "/with space", "ext4")
+    assert found.limit is None
     mounts(tmp_path, "31 23 0:28 / /sys/fs/cgroup rw shared:9 - cgroup2 cgroup2 rw")
     write(tmp_path / "proc/self/cgroup", "0::/outer/inner")
     group = tmp_path / "sys/fs/cgroup/outer"
@@ -141,10 +142,59 @@ def test_every_format_can_be_measured() -> None:
     with random_file() as file:
         for number, format in enumerate(FORMATS.values()):
             probe = Probe(large(format), file, 1 + number % 2)
-            (seconds, *_) = probe.seconds(1, 0, 0.001)
+            assert 0 < probe.seconds(1) < 60
             probe.close()
             assert 0.85 < probe.weight_bytes / weight_bytes() < 1.15, format.name
-            assert 0 < seconds < 60
+
+
+class Shared:
+    """A drive that others use: what it gives in a round goes for all requests alike."""
+
+    size, alignment = 1 << 30, 4096
+
+    def __init__(self, levels: list[float]) -> None:
+        self.levels = levels
+        self.n_reads = 0
+
+    def measure(self, file: Any, io: str, size: int, depth: int, *rest: Any) -> dict[str, float]:
+        assert file is self
+        self.n_reads += 1
+        turn = rest[1] - 1  # the seed
+        speed = 1e9 * min(1.0, size * depth / MIB) * self.levels[turn % len(self.levels)]
+        return {"bytes": speed, "seconds": 1.0, "cpu_seconds": 0.2 * speed / 1e9}
+
+
+def test_the_curve_of_a_drive_that_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How requests compare does not depend on when they had their turn, and the level is the
+    mean of what came and went."""
+    levels = [2.0, 0.5, 1.0, 1.1, 0.9, 2.2, 0.4, 1.0, 1.0, 0.9]
+    file = Shared(levels)
+    monkeypatch.setattr(drive, "measure_reads", file.measure)
+    monkeypatch.setattr(drive, "why_no_uring", lambda _: "")
+    monkeypatch.setattr(drive, "_BETWEEN_SECONDS", 0.0)
+    found = drive.DriveCurve(cast(File, file)).finish()
+    assert len(found) == 2 * (len(drive.SIZES) * len(drive.DEPTHS) - 1)  # 32 of a MiB are too much
+    within = sorted(levels)[1:-1]
+    for cell in found:
+        share = min(1.0, cell.request_bytes * cell.depth / MIB)
+        assert cell.rate.mid == pytest.approx(1e9 * share * sum(within) / len(within))
+        assert cell.rate.low == pytest.approx(1e9 * share * within[0])
+        assert cell.rate.high == pytest.approx(1e9 * share * within[-1])
+        assert cell.cpu_s == pytest.approx(0.2 / 1e9)
+
+
+def test_a_slow_drive_is_not_measured_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Shared([0.04])  # 40 MB/s: sixteen requests of a MiB take half a second
+    clock = iter(range(0, 10**6, 6))
+    monkeypatch.setattr(drive, "measure_reads", file.measure)
+    monkeypatch.setattr(drive, "why_no_uring", lambda _: "")
+    monkeypatch.setattr(drive.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(drive, "_BETWEEN_SECONDS", 0.0)
+    curve = drive.DriveCurve(cast(File, file), drive.QUICK)
+    found = curve.finish()
+    assert curve.n_rounds == 2, "each took six seconds"
+    assert file.n_reads == 2 * len(found)
+    assert [(c.request_bytes, c.depth) for c in found] == list(drive.QUICK[:-1])
 
 
 # --- the cache of rates ---------------------------------------------------------------------------
@@ -177,6 +227,8 @@ def known(rates: Rates, n_threads: int, scale: float = 1.0) -> None:
             "layer": rate(1e-5 / scale).stored(),
             "token": rate(3e-5 / scale).stored(),
             "attention": {"f16": rate(3e9 * scale).stored()},
+            "attention_pass": {"f16": rate(5e9 * scale).stored()},
+            "vectors": rate(4e-10 / scale).stored(),
             "decode": {name: rate(r * scale).stored() for name, r in formats.items()},
             "pass": {name: rate(r * scale).stored() for name, r in formats.items()},
             "prefill": {name: rate(5 * r * scale).stored() for name, r in formats.items()},
@@ -189,12 +241,14 @@ def test_rates_are_kept(cache: Path) -> None:
     assert rates.cells() == [] and rates.thread_counts() == [] and not rates.has_curve()
     known(rates, 2)
     rates.store_drive(cells(2e9), whole=True)
-    rates.store_memory({1: rate(2e10)})
+    rates.store_memory({"1": rate(2e10)})
+    rates.store_memory({"fresh": rate(2e9)})
     again = Rates(DRIVE)
     assert again.cells() == rates.cells() and len(again.cells()) == 9 and again.has_curve()
     assert again.kernel(2, "decode", "Q4_0") == Rate(1.08e10, 1.2e10, 1.32e10)
     assert again.kernel(1, "decode", "Q4_0") is None and again.kernel(2, "decode", "F16") is None
     assert again.thread_counts() == [2] and again.memory(1) is not None
+    assert again.fresh_memory() == Rate(1.8e9, 2e9, 2.2e9)
     assert Rates(Drive("another", "/", "xfs", None)).cells() == []
     assert list(cache.parent.iterdir()) == [cache], "nothing half-written stays"
     again.forget()
@@ -408,7 +462,7 @@ def test_forecast_and_curve(planner: Planner) -> None:
     speeds = []
     for ram in (floor, floor + planner.weight_bytes // 2, floor + 2 * planner.weight_bytes):
         plan = planner.plan(make_settings(planner, ram, 512, 1))
-        found = forecast(planner, plan, tokenizer_s=0.5)
+        found = forecast(planner, plan, opening_s=0.5)
         assert found["source"] == "measured"
         for name in ("tok_s", "ttft_s", "load_s"):
             assert 0 < found[f"{name}_low"] <= found[name] <= found[f"{name}_high"], name

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from statistics import fmean, geometric_mean, median
 from typing import Final
 
 from edge_rt.errors import StorageError, UsageError
@@ -17,8 +19,10 @@ SIZES: Final = (4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB)
 DEPTHS: Final = (1, 2, 4, 8, 16, 32)
 # The few cells that a forecast cannot do without.
 QUICK: Final = tuple((size, depth) for size in (4 * KIB, 128 * KIB, MIB) for depth in (1, 4, 8))
-_ROUNDS: Final = 3
-_CELL_SECONDS: Final = 0.03  # of each round
+_ROUNDS: Final = 10
+_CELL_SECONDS: Final = 0.01  # of each round
+_BETWEEN_SECONDS: Final = 0.2
+_MOST_SECONDS: Final = 10.0  # of two rounds or more
 _SLOW_SECONDS: Final = 0.4  # where one cell would take longer, deeper ones are left out
 _MOST_BYTES: Final = 32 * MIB  # of buffers: up to twice the depth
 _USED: Final = 64 * KIB  # blocks of weights, which are computed with; what is smaller are rows
@@ -86,38 +90,88 @@ def backends(file: File) -> dict[str, str]:
     return {"uring": why_no_uring(file), "pread": ""}
 
 
-def measure_drive(
-    file: File,
-    wanted: tuple[tuple[int, int], ...] | None = None,
-    seconds: float = _CELL_SECONDS,
-) -> list[Cell]:
-    """Measure ``wanted`` (request bytes, depth), or the whole curve, for each backend, in a few
-    rounds.
+class DriveCurve:
+    """The rates of reads of ``wanted`` (request bytes, depth), or of the whole curve, by backend.
 
-    What would take a slow drive long is left out: it is as fast with less in flight by then.
+    Drives that others share give twice as much now and half as much a second later, to requests of
+    every size alike. So all cells take turns, in short rounds that lie apart in time: a cell is how
+    it compares to the others in its rounds, times the level that the rounds had on average, which
+    is what a run of many seconds finds.
     """
-    if wanted is None:
-        wanted = tuple((size, depth) for size in SIZES for depth in DEPTHS)
-    names = [name for name, why in backends(file).items() if not why]
-    if len(wanted) < len(SIZES) * len(DEPTHS):
-        names = names[:1]
-    found: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
-    fastest = 0.0
-    for turn in range(_ROUNDS):
-        for size, depth in wanted:
-            in_flight = 2 * depth * size
-            if size > file.size or size % file.alignment or in_flight > _MOST_BYTES:
-                continue
-            if fastest and in_flight / fastest > _SLOW_SECONDS:
-                continue
-            for io in names:
+
+    def __init__(self, file: File, wanted: tuple[tuple[int, int], ...] | None = None) -> None:
+        if wanted is None:
+            wanted = tuple((size, depth) for size in SIZES for depth in DEPTHS)
+        self._file = file
+        self._names = [name for name, why in backends(file).items() if not why]
+        if len(wanted) < len(SIZES) * len(DEPTHS):
+            self._names = self._names[:1]
+        self._wanted = [
+            (size, depth)
+            for size, depth in wanted
+            if size <= file.size and not size % file.alignment and 2 * depth * size <= _MOST_BYTES
+        ]
+        self._speeds: dict[tuple[str, int, int], list[float]] = {}  # of all rounds
+        self._cpu: dict[tuple[str, int, int], float] = {}
+        self._fastest = self._spent = 0.0
+        self.n_rounds = 0
+
+    @property
+    def done(self) -> bool:
+        return self.n_rounds >= _ROUNDS or (self.n_rounds > 1 and self._spent > _MOST_SECONDS)
+
+    def round(self) -> None:
+        """Measure each cell once more, for a moment; nothing where there were enough.
+
+        What would take a slow drive long is left out: it is as fast with less in flight by then.
+        """
+        if self.done:
+            return
+        begin = time.perf_counter()
+        for size, depth in self._wanted:
+            for name in self._names:
+                cell = name, size, depth
+                slow = self._fastest and 2 * depth * size / self._fastest > _SLOW_SECONDS
+                if slow if self.n_rounds == 0 else cell not in self._speeds:
+                    continue
+                seed = self.n_rounds + 1
                 with storage_errors():
-                    rate = measure_reads(file, io, size, depth, seconds, turn + 1, size >= _USED)
-                speed = rate["bytes"] / rate["seconds"]
-                fastest = max(fastest, speed)
-                cpu = rate["cpu_seconds"] / rate["bytes"]
-                found.setdefault((io, size, depth), []).append((speed, cpu))
-    return [
-        Cell(io, size, depth, Rate.of([s for s, _ in runs]), min(cpu for _, cpu in runs))
-        for (io, size, depth), runs in found.items()
-    ]
+                    found = measure_reads(
+                        self._file, name, size, depth, _CELL_SECONDS, seed, size >= _USED
+                    )
+                speed = found["bytes"] / found["seconds"]
+                self._fastest = max(self._fastest, speed)
+                self._speeds.setdefault(cell, []).append(speed)
+                cpu_s = found["cpu_seconds"] / found["bytes"]
+                self._cpu[cell] = min(cpu_s, self._cpu.get(cell, cpu_s))
+        self.n_rounds += 1
+        self._spent += time.perf_counter() - begin
+
+    def cells(self) -> list[Cell]:
+        """What the rounds so far say."""
+        if not self._speeds:
+            return []
+        typical = {cell: median(speeds) for cell, speeds in self._speeds.items()}
+        levels = [
+            geometric_mean(speeds[turn] / typical[cell] for cell, speeds in self._speeds.items())
+            for turn in range(self.n_rounds)
+        ]
+        cut = self.n_rounds // 8
+        ordered = sorted(levels)[cut : self.n_rounds - cut]
+        level = Rate(ordered[0], fmean(ordered), ordered[-1])
+        return [
+            Cell(
+                *cell,
+                level * median(speed / at for speed, at in zip(speeds, levels, strict=True)),
+                self._cpu[cell],
+            )
+            for cell, speeds in self._speeds.items()
+        ]
+
+    def finish(self) -> list[Cell]:
+        """`cells`, after the rounds that are left, a little apart."""
+        while not self.done:
+            if self.n_rounds:
+                time.sleep(_BETWEEN_SECONDS)
+            self.round()
+        return self.cells()

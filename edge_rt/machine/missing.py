@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 from edge_rt.flash_io._flash_io import File
-from edge_rt.machine.drive import QUICK, measure_drive
-from edge_rt.machine.kernels import measure_kernels
+from edge_rt.machine.drive import QUICK, DriveCurve
+from edge_rt.machine.kernels import measure_fresh_memory, measure_kernels
 from edge_rt.machine.probe import weight_bytes
 from edge_rt.machine.rates import Rates, can_store
 from edge_rt.process import available_bytes
@@ -32,8 +32,9 @@ def is_missing(rates: Rates, program: Program, n_threads: int, kv: str) -> bool:
     memory for it."""
     known = (
         bool(rates.cells())
-        and rates.kernel(n_threads, "layer") is not None
-        and rates.kernel(n_threads, "attention", kv) is not None
+        and rates.fresh_memory() is not None
+        and rates.kernel(n_threads, "vectors") is not None
+        and rates.kernel(n_threads, "attention_pass", kv) is not None
         and not _formats(rates, program, n_threads)
     )
     return not known and can_store() and available_bytes() >= needed_bytes()
@@ -48,7 +49,13 @@ def measure_missing(
     said: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Measure and store it; ``said`` is told what is being measured."""
-    if not rates.cells():
-        said("the drive")
-        rates.store_drive(measure_drive(file, QUICK), whole=False)
-    measure_kernels(rates, n_threads, _formats(rates, program, n_threads), kv, 0.05, said)
+    curve = None if rates.cells() else DriveCurve(file, QUICK)
+    meanwhile = curve.round if curve else lambda: None
+    if rates.fresh_memory() is None:
+        measure_fresh_memory(rates)
+    said("the drive")
+    meanwhile()
+    formats = _formats(rates, program, n_threads)
+    measure_kernels(rates, n_threads, formats, kv, 0.05, said, meanwhile)
+    if curve:
+        rates.store_drive(curve.finish(), whole=False)

@@ -11,9 +11,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_rt.assemble import assemble
 from edge_rt.errors import StorageError
@@ -21,6 +21,7 @@ from edge_rt.flash_io._flash_io import File
 from edge_rt.loaders.source import TensorInfo, WeightSource
 from edge_rt.lowering import build_program
 from edge_rt.machine.host import last_level_cache
+from edge_rt.machine.rates import Rate
 from edge_rt.plan import Settings
 from edge_rt.planner import Planner
 from edge_rt.program import LAYERS
@@ -35,6 +36,7 @@ _CTX = 1088
 POSITION = 1023  # where attention is timed
 FEW_TOKENS, MANY_TOKENS = 16, 64  # of passes that are timed
 _VOCAB = 512
+_LEAST_TURNS = 6
 _PATIENCE = 6  # times as long as it should take
 
 
@@ -77,14 +79,20 @@ def small(layers: int) -> Shape:
     return Shape(FORMATS[8], layers, 128, 128, 2)
 
 
+def shallow(format: BlockFormat) -> Shape:
+    """A part of a large one, for passes of many tokens, which a cache does not help."""
+    whole = large(format)
+    return replace(whole, layers=math.ceil(whole.layers / 4))
+
+
+def narrow() -> Shape:
+    """What its tokens take besides matrices is a fair part of what they take."""
+    return Shape(FORMATS[8], 12, 512, 512, 2)
+
+
 def with_heads() -> Shape:
     """Sixteen heads in each of a few layers: what changes with the position is attention."""
     return Shape(FORMATS[8], 4, 1024, 256)
-
-
-def attention_work(shape: Shape) -> int:
-    """Columns of all heads times positions, over the layers, of a token at `POSITION`."""
-    return shape.layers * shape.hidden * (POSITION + 1)
 
 
 @contextmanager
@@ -120,28 +128,36 @@ class Probe:
         self._runtime = assemble(planner, plan, self._arena, file, isa, "pread")
         runs = [(run.file_offset, run.n_bytes, run.arena_offset) for run in plan.runs]
         self._runtime.load(runs, None)
-        self.weight_bytes = sum(m.n_bytes for m in planner.program.matrices if m.segment == LAYERS)
+        self.program = planner.program
+        self.weight_bytes = sum(m.n_bytes for m in self.program.matrices if m.segment == LAYERS)
         assert plan.pass_tokens >= MANY_TOKENS
 
     def close(self) -> None:
         self._runtime.close()
         del self._runtime, self._arena
 
-    def seconds(self, n_tokens: int, position: int, at_least: float) -> list[float]:
-        """Times of passes of ``n_tokens`` from ``position`` on, for ``at_least`` seconds or so; few
-        where the machine is slow."""
+    def seconds(self, n_tokens: int, position: int = 0) -> float:
+        """The time of a pass of ``n_tokens`` from ``position`` on."""
         tokens = [i % _VOCAB for i in range(n_tokens)]
-        times: list[float] = []
+        self._runtime.plan([LAYERS])
         begin = time.perf_counter()
-        enough, too_long = begin + at_least, begin + _PATIENCE * at_least
-        while len(times) < 5 or begin < enough:
-            if len(times) >= 2 and begin > too_long:
-                break
-            self._runtime.plan([LAYERS])
-            begin = time.perf_counter()
-            self._runtime.run(tokens, position, with_head=False)
-            times.append(time.perf_counter() - begin)
-        return times[1:]  # the first one finds cold caches and sleeping threads
+        self._runtime.run(tokens, position, with_head=False)
+        return time.perf_counter() - begin
+
+
+def in_turns(passes: Sequence[tuple[Probe, int, int]], at_least: float) -> list[Rate]:
+    """Times of passes (probe, tokens, position), in turns, so that whatever slows the machine down
+    for a while slows all of them: for ``at_least`` seconds each or so; few where it is slow."""
+    times: list[list[float]] = [[] for _ in passes]
+    begin = time.perf_counter()
+    enough, too_long = at_least * len(passes), _PATIENCE * at_least * len(passes)
+    while len(times[0]) < _LEAST_TURNS or time.perf_counter() - begin < enough:
+        if len(times[0]) >= 2 and time.perf_counter() - begin > too_long:
+            break
+        for found, (probe, n_tokens, position) in zip(times, passes, strict=True):
+            found.append(probe.seconds(n_tokens, position))
+    # The first one finds cold caches and sleeping threads.
+    return [Rate.of_times(found[1:]) for found in times]
 
 
 def _no_floats(tensor: TensorInfo) -> bytes:

@@ -160,14 +160,20 @@ class Rates:
     def kernel(self, n_threads: int, *name: str) -> Rate | None:
         """``("decode", FORMAT)``: bytes of weights per second. ``("pass", FORMAT)`` and
         ``("prefill", FORMAT)``, which add up: bytes per second of a pass over several tokens, and
-        their multiplications per second. ``("attention", KV)``: columns of all heads times
-        positions per second. ``("token",)`` and ``("layer",)``: seconds that they take besides."""
+        their multiplications per second. ``("attention", KV)``, of one token, and
+        ``("attention_pass", KV)``, of many: columns of all heads times positions per second.
+        ``("vectors",)``: seconds per column and token of what is neither. ``("token",)`` and
+        ``("layer",)``: seconds that they take besides."""
         data: dict[str, Any] = self._kernels(n_threads)
         return _rate(_dig(data, *name[:-1]).get(name[-1]))
 
     def memory(self, n_threads: int) -> Rate | None:
         """Bytes per second that as many threads read from memory."""
         return _rate(_dig(self._data, "memory").get(str(n_threads)))
+
+    def fresh_memory(self) -> Rate | None:
+        """Bytes per second at which the system hands out memory."""
+        return _rate(_dig(self._data, "memory").get("fresh"))
 
     # -- drives ---------------------------------------------------------------------------------
 
@@ -236,9 +242,12 @@ class Rates:
 
         self._change(change)
 
-    def store_memory(self, found: dict[int, Rate]) -> None:
+    def store_memory(self, found: dict[str, Rate]) -> None:
+        """Keep what `memory`, by number of threads, and `fresh_memory`, ``"fresh"``, read."""
+
         def change(data: dict[str, Any]) -> None:
-            data["memory"] = {str(n): rate.stored() for n, rate in found.items()}
+            stored = {name: rate.stored() for name, rate in found.items()}
+            data["memory"] = _dig(data, "memory") | stored
 
         self._change(change)
 
