@@ -41,6 +41,9 @@ _ASSUMED_COLUMN: Final = Rate(1e-10, 4e-10, 4e-9)
 # What the model leaves out, and how much runs of the same work differ from one minute to another on
 # a machine that others use, too (docs/speed.md): of a token, of a prompt.
 MODEL_SPREAD, PROMPT_SPREAD = 0.15, 0.25
+# Of the rate at which the doctor reads, who waits for nothing, what streams reach: the median of
+# runs (docs/speed.md). What a cgroup allows they reach.
+_STREAMED_SHARE, _AT_LIMIT = 0.9, 0.95
 _OVERLAP: Final = 4  # the power of the overlap of two things that go on at once
 _OTHER_SPREAD: Final = 0.35  # of a rate that stands for another format or number of threads
 _EMBEDDING_REQUEST: Final = 4 * KIB
@@ -174,6 +177,13 @@ class Performance:
             return Rate(mid / 15, mid, mid * 4), 0.0
         return interpolate(self.cells, request_bytes, depth)
 
+    def _stream_rate(self, stream: Stream) -> tuple[Rate, float]:
+        """`drive` for the reads of a stream."""
+        rate, cpu_s = self.drive(stream.request_bytes, stream.depth)
+        limit = self.rates.drive.limit if self.rates.drive else None
+        at_limit = limit is not None and rate.mid >= _AT_LIMIT * limit
+        return rate if at_limit else rate * _STREAMED_SHARE, cpu_s
+
     # -- times ----------------------------------------------------------------------------------
 
     def _beside(self, position: int, n_tokens: int) -> Rate:
@@ -195,7 +205,7 @@ class Performance:
         return self._overlapped(compute, stream, stream.layer_bytes, n_tokens)
 
     def _overlapped(self, compute: Rate, stream: Stream, n_bytes: int, n_tokens: int) -> Times:
-        rate, cpu_s = self.drive(stream.request_bytes, stream.depth)
+        rate, cpu_s = self._stream_rate(stream)
         reads = rate.seconds(n_bytes) if n_bytes else NOTHING
         spent = n_bytes * cpu_s / self.n_threads
         compute += Rate(0.5 * spent, spent, spent)
@@ -216,7 +226,7 @@ class Performance:
         return total + head
 
     def _head_reads(self, stream: Stream) -> Rate:
-        rate, _ = self.drive(stream.request_bytes, stream.depth)
+        rate, _ = self._stream_rate(stream)
         return rate.seconds(stream.head_bytes) if stream.head_bytes else NOTHING
 
     def load(self, n_bytes: int) -> Rate:

@@ -13,6 +13,7 @@ from edge_rt.flash_io._flash_io import File
 from edge_rt.machine.probe import (
     FEW_TOKENS,
     MANY_TOKENS,
+    PASS_POSITION,
     POSITION,
     Probe,
     in_turns,
@@ -93,9 +94,12 @@ def _attention(file: File, n_threads: int, kv: str, seconds: float) -> dict[str,
     """Columns of all heads times positions per second, of one token and of many."""
     found = {}
     with closing(Probe(with_heads(), file, n_threads, kv)) as probe:
-        for name, n_tokens in (("attention", 1), ("attention_pass", MANY_TOKENS)):
-            near, far = in_turns([(probe, n_tokens, 0), (probe, n_tokens, POSITION)], seconds)
-            work = attention_work(probe.program, POSITION, n_tokens)
+        for name, n_tokens, position in (
+            ("attention", 1, POSITION),
+            ("attention_pass", MANY_TOKENS, PASS_POSITION),
+        ):
+            near, far = in_turns([(probe, n_tokens, 0), (probe, n_tokens, position)], seconds)
+            work = attention_work(probe.program, position, n_tokens)
             work -= attention_work(probe.program, 0, n_tokens)
             times = (max(1e-7, t - near.mid) for t in (far.low, far.mid, far.high))
             found[name] = {kv: Rate(*sorted(work / t for t in times)).stored()}
