@@ -10,6 +10,8 @@ import sys
 import time
 from array import array
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,13 +119,22 @@ def _measure_prompt(engine: Engine, prompt: list[int]) -> dict[str, Any]:
     }
 
 
+def sha256() -> Any:
+    """A SHA-256 of Python's own: hashlib's brings 4 MiB of OpenSSL, which no plan knows."""
+    for module in ("_sha2", "_sha256"):  # since 3.12, and before
+        with suppress(ImportError):
+            return import_module(module).sha256()
+    import hashlib
+
+    return hashlib.sha256()
+
+
 def _measure_decoding(
     engine: Engine, ids: list[int] | None, n_tokens: int, n_warm: int
 ) -> dict[str, Any]:
-    import hashlib  # brings 4 MiB of OpenSSL with it
     from resource import RUSAGE_SELF, getrusage
 
-    digest, sampler, greedy = hashlib.sha256(), Sampler(0), Sampling()
+    digest, sampler, greedy = sha256(), Sampler(0), Sampling()
     report = _progress()
     first = ids[0] if ids else engine.tokenizer.bos_id or 0
     engine.forget()

@@ -23,7 +23,6 @@ repacking) is tried at the same limits. Needs root for the cgroups.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -39,7 +38,7 @@ def child(args: argparse.Namespace) -> None:
     """Inside the cgroup: digests of the logits in passes and token by token."""
     import edge_rt.apps.cli  # noqa: F401  the same start-up as the command line
     from edge_rt import BudgetError, Engine
-    from edge_rt.apps.bench import read_ids
+    from edge_rt.apps.bench import read_ids, sha256
 
     try:
         engine = Engine(args.model, args.ram, ctx=args.ctx, threads=args.threads)
@@ -49,13 +48,13 @@ def child(args: argparse.Namespace) -> None:
     with engine:
         made_up = ((i * 7919) % (engine.n_vocab - 300) + 300 for i in range(args.ctx))
         ids = read_ids(args.tokens) if args.tokens else list(made_up)
-        whole, prefix = hashlib.sha256(), ""
+        whole, prefix = sha256(), ""
         for index, row in engine.score_rows(ids, 0):
             whole.update(engine.logits_bytes(row))
             if index == args.decode - 1:
                 prefix = whole.hexdigest()
         engine.forget()
-        steps, before = hashlib.sha256(), engine.stats()
+        steps, before = sha256(), engine.stats()
         started = time.perf_counter()
         for token in ids[: args.decode]:
             engine.decode(token)

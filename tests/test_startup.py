@@ -54,6 +54,12 @@ def test_a_gguf_needs_nothing_heavy(stories_model: Path, command: str) -> None:
     assert len(found) < 260
 
 
+def test_what_digests_logits_brings_no_openssl(stories_model: Path) -> None:
+    """Within the budget that the engine was planned for."""
+    found = modules("bench", stories_model, "--ram", "64MiB", "-n", "1")
+    assert "edge_rt.apps.bench" in found and "_hashlib" not in found
+
+
 def test_help_needs_no_engine() -> None:
     found = modules("generate", "--help")
     assert not found & {"edge_rt.engine", "edge_rt.planner", "edge_rt.tokenizer"}
