@@ -146,3 +146,10 @@ def hugging_face() -> ModuleType:
     from .parity import hugging_face
 
     return hugging_face
+
+
+@pytest.fixture
+def rates_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where rates are kept, in a cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/edge-rt/machine.json"
