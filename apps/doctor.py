@@ -101,9 +101,10 @@ def examine(path: str, refresh: bool) -> dict[str, Any]:
         if refresh:
             rates.forget()
         curve = None if rates.has_curve() else DriveCurve(file)
-        _say_on_terminal("the drive")
         meanwhile = curve.round if curve else lambda: None
-        meanwhile()
+        if curve:
+            _say_on_terminal("the drive")
+            curve.round()
         cached = _measure_cores(rates, counts, meanwhile) and curve is None
         if curve:
             _say_on_terminal("the drive")

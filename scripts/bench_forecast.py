@@ -8,10 +8,9 @@ Then, for each drive, `plan` and a run in a memory cgroup of the budget, both re
 that a cgroup slows down (blkio or io.max). The run decodes up to 64 tokens after a prompt of 32, at
 least 16 and no more than fit into 12 seconds, then answers a prompt of 512; a cell's figures are
 medians over the rounds, of which a drive slowed to less than half a gigabyte per second, being
-steady, has one. Printed are the errors of
-speed, time to the first token and loading, and how often the interval holds. Earlier runs correct
-later forecasts of the same model: here only with --learn. Needs root for the cgroups; leave the
-machine alone meanwhile.
+steady, has one. Printed are the errors of speed, time to the first token and loading, and how often
+the interval holds. Earlier runs correct later forecasts of the same model: here only with --learn.
+Needs root for the cgroups; leave the machine alone meanwhile.
 """
 
 from __future__ import annotations

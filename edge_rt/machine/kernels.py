@@ -57,18 +57,17 @@ def measure_kernels(
 ) -> None:
     """Measure what ``rates`` does not have yet, and store it; ``meanwhile`` is called between."""
     with random_file() as file:
-        context = rates, file, n_threads
-        steps: list[tuple[tuple[str, ...], str, Callable[[], dict[str, Any]]]] = [
-            (("layer",), "steps", lambda: _steps(file, n_threads, seconds)),
-            (("attention_pass", kv), "attention", lambda: _attention(file, n_threads, kv, seconds)),
-            (("vectors",), "vectors", lambda: _vectors(*context, seconds)),
+        steps: list[tuple[tuple[str, ...], str, Callable[[float], dict[str, Any]]]] = [
+            (("layer",), "steps", partial(_steps, file, n_threads)),
+            (("attention_pass", kv), "attention", partial(_attention, file, n_threads, kv)),
+            (("vectors",), "vectors", partial(_vectors, rates, file, n_threads)),
         ]
         for name in formats:
-            steps.append((("prefill", name), name, partial(_format, *context, name, seconds)))
+            steps.append((("prefill", name), name, partial(_format, rates, file, n_threads, name)))
         for names, what, measure in steps:
             if rates.kernel(n_threads, *names) is None:
                 said(f"{what}, {n_threads} threads")
-                rates.store_kernels(n_threads, measure())
+                rates.store_kernels(n_threads, measure(seconds))
                 meanwhile()
 
 
